@@ -1,0 +1,1 @@
+"""The master: lifecycle, nursery, cgroups, breaker, desired state, stores, sinks, local control."""

@@ -1,0 +1,1 @@
+"""The worker runtime and the detection workers. What a worker imports is in every worker's memory."""

@@ -1,0 +1,1 @@
+"""What every worker process runs: pipes, queues, tickers, and modules in threads, each with its sandbox."""
