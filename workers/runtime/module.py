@@ -35,12 +35,23 @@ class Clock(Protocol):
 class Logger(Protocol):
     """Lines for the agent's log, by syslog level, rate-limited; `args` are for ``%`` formatting."""
 
-    def debug(self, message: str, *args: object) -> None: ...
-    def info(self, message: str, *args: object) -> None: ...
-    def notice(self, message: str, *args: object) -> None: ...
-    def warning(self, message: str, *args: object) -> None: ...
-    def error(self, message: str, *args: object) -> None: ...
-    def critical(self, message: str, *args: object) -> None: ...
+    def debug(self, message: str, *args: object) -> None:
+        """Log at this level."""
+
+    def info(self, message: str, *args: object) -> None:
+        """Log at this level."""
+
+    def notice(self, message: str, *args: object) -> None:
+        """Log at this level."""
+
+    def warning(self, message: str, *args: object) -> None:
+        """Log at this level."""
+
+    def error(self, message: str, *args: object) -> None:
+        """Log at this level."""
+
+    def critical(self, message: str, *args: object) -> None:
+        """Log at this level."""
 
 
 class Sandbox(Protocol):
