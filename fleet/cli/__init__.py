@@ -1,1 +1,1 @@
-"""TODO."""
+"""`garrison`: the operator's command line."""

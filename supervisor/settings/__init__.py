@@ -1,1 +1,17 @@
-"""TODO."""
+"""Settings: typed, ranged and documented in `schema`, read by `load`."""
+
+from garrison.supervisor.settings.load import aggregate_from, budget_from, load
+from garrison.supervisor.settings.problems import ConfigurationError, Problem
+from garrison.supervisor.settings.schema import AggregateBudget, Budget, Settings, Worker
+
+__all__ = [
+    "AggregateBudget",
+    "Budget",
+    "ConfigurationError",
+    "Problem",
+    "Settings",
+    "Worker",
+    "aggregate_from",
+    "budget_from",
+    "load",
+]

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sinks: where events leave the host."""

@@ -1,0 +1,73 @@
+# Garrison. `make` alone shows what there is.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PAGES  := docs/configuration.md
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(READY) ## Run the real agent on this host for half a minute and show what it does (root for real caps)
+	@$(BIN)/python -m tests.demo
+
+.PHONY: test
+test: $(READY) ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: check
+check: $(READY) lint docs-check types ## Everything beside the tests: style, generated docs, wheel, strict types
+
+.PHONY: lint
+lint: $(READY) ## Check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(READY) ## Put the style right
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: types
+types: wheel ## Check types, strictly, on the package as it installs
+	@rm -rf build/site
+	@$(BIN)/pip install --quiet --no-deps --target build/site dist/garrison-*.whl
+	@cd build/site && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p garrison
+
+.PHONY: wheel
+wheel: $(READY) ## Build the wheel and the source archive into dist/
+	@rm -rf dist build/lib build/bdist.*
+	@$(BIN)/python -m build --no-isolation --outdir dist . > build.log 2>&1 || { cat build.log; exit 1; }
+	@rm -f build.log
+	@ls -1 dist
+
+.PHONY: docs
+docs: $(READY) ## Write the generated pages anew
+	@$(BIN)/python -m garrison.supervisor.settings.document docs/configuration.md
+
+.PHONY: docs-check
+docs-check: $(READY) ## Fail where a generated page is out of date
+	@$(BIN)/python -m garrison.supervisor.settings.document --check docs/configuration.md
+
+.PHONY: lock
+lock: $(READY) ## Resolve the dependencies anew into requirements/dev.txt (needs uv)
+	@uv pip compile --quiet --generate-hashes --universal --no-header --no-annotate --python-version 3.11 \
+	    --extra dev pyproject.toml --output-file requirements/dev.txt
+
+.PHONY: clean
+clean: ## Remove everything that can be made again
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Garrison needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 69; }
+	@echo "Setting up $(VENV) (once) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 69; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,83 @@
+"""What the options in front of the command say: which agent is meant."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from garrison.fleet.cli import exits
+from garrison.fleet.cli.exits import CliError
+
+if TYPE_CHECKING:
+    from garrison.supervisor.control.client import ControlClient
+    from garrison.supervisor.settings import Settings
+
+_SYSTEM_SOCKET: Final = "/run/garrison/control.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The agent that a command is for.
+
+    Attributes:
+        config: ``--config``; None: the default file, or the built-in defaults without one.
+        socket: ``--socket``; None: ``control.sock`` in the configuration's ``run_dir``.
+    """
+
+    config: str | None = None
+    socket: str | None = None
+
+    def settings(self) -> Settings:
+        """Return the configuration.
+
+        Raises:
+            CliError: It has errors.
+        """
+        from garrison.supervisor.settings import ConfigurationError, load
+
+        try:
+            return load(self.config)
+        except ConfigurationError as error:
+            raise CliError(
+                str(error),
+                "correct the file, or give `--socket PATH` to reach a running agent without it",
+                exits.CONFIGURATION,
+            ) from error
+        except OSError as error:
+            raise CliError(
+                f"cannot read the configuration {error.filename or self.config or ''}: {error.strerror or error}",
+                "run as root, or give `--socket PATH`",
+                exits.NO_PERMISSION if isinstance(error, PermissionError) else exits.CONFIGURATION,
+            ) from error
+
+    def socket_path(self) -> str:
+        """Return the path of the control socket; raises what `settings` does."""
+        if self.socket is not None:
+            return self.socket
+        from garrison.supervisor.control.protocol import SOCKET_NAME
+
+        return os.path.join(self.settings().agent.run_dir, SOCKET_NAME)
+
+    def client(self, timeout: float = 10.0) -> ControlClient:
+        """Return a client for the agent; raises what `settings` does.
+
+        Raises:
+            CliError: There is no agent of this user's, but one of root's.
+        """
+        from garrison.supervisor.control.client import ControlClient
+
+        path = self.socket_path()
+        if (
+            self.socket is None
+            and path != _SYSTEM_SOCKET
+            and os.geteuid() != 0
+            and not os.path.exists(path)
+            and os.path.exists(_SYSTEM_SOCKET)
+        ):
+            raise CliError(
+                f"the agent of this host runs as root; {path}, for an agent of your own, is not there",
+                "run as root: `sudo garrison ...`",
+                exits.NO_PERMISSION,
+            )
+        return ControlClient(path, timeout)

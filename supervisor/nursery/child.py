@@ -1,0 +1,141 @@
+"""From fork to worker: what the child does before the first instruction of worker code.
+
+Order matters. A session of its own, then the gate: until the master has put the process into its cgroup
+and verified it, nothing else happens here. Behind the gate: limits, then the parent-death signal (a change
+of user clears it, so it comes after any), then the check that the parent did not die meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import setproctitle
+
+from garrison.supervisor.linux import die_with_parent
+from garrison.supervisor.nursery.protocol import Spawn
+
+GATE_OPEN = b"G"
+CONFIG_FD = 3
+EVENTS_FD = 4
+FIRST_FREE_FD = 5
+NOT_STARTED = 70
+"""Exit status of a child that ended before its worker code began."""
+COMMAND_NOT_FOUND = 127
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def become(request: Spawn, fds: list[int], nursery_pid: int) -> NoReturn:
+    """Turn this freshly forked process into the worker; never returns.
+
+    Args:
+        request: What to become.
+        fds: config (read), events (write), output (write), gate (read).
+        nursery_pid: The parent before the fork.
+    """
+    status = NOT_STARTED
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        config, events, output, gate = fds
+        if os.read(gate, 1) != GATE_OPEN:
+            # The master closed the gate: killed, not placed, or gone.
+            os._exit(0)
+        _reset_signals(for_exec=bool(request.command))
+        _arrange_fds(config, events, output)
+        _apply_limits(request)
+        os.umask(0o077)
+        die_with_parent()
+        if os.getppid() != nursery_pid:
+            os._exit(NOT_STARTED)
+        setproctitle.setproctitle(f"garrison: {request.worker}")
+        status = _exec(request) if request.command else _run_modules(request)
+    except BaseException:  # noqa: BLE001  nothing may return into the nursery's loop in the child
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _reset_signals(*, for_exec: bool) -> None:
+    for signo in signal.valid_signals():
+        if signo in (signal.SIGKILL, signal.SIGSTOP):
+            continue
+        # Python itself wants SIGPIPE ignored, other programs expect the default.
+        if signo == signal.SIGPIPE and not for_exec:
+            continue
+        try:
+            signal.signal(signo, signal.SIG_DFL)
+        except OSError:
+            continue  # the C library keeps a few real-time signals for itself
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _arrange_fds(config: int, events: int, output: int) -> None:
+    # First out of the way of the numbers that are about to be taken, whatever they are now.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in (config, events, output)]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(high[2], 1)
+    os.dup2(high[2], 2)
+    os.dup2(high[0], CONFIG_FD)
+    os.dup2(high[1], EVENTS_FD)
+    # By what is open, not by a limit: without close_range(2) a large limit means a million calls.
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= FIRST_FREE_FD:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the descriptor of the listing itself
+
+
+def _apply_limits(request: Spawn) -> None:
+    # A worker that crashes must not fill the host's disk with its core.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for which, soft, hard in request.rlimits:
+        ceiling = resource.getrlimit(which)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(which, (soft, hard))
+    if request.nice:
+        os.nice(request.nice)
+    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        if int(file.read()) < request.oom_score_adj:
+            file.write(b"%d" % request.oom_score_adj)
+
+
+def _exec(request: Spawn) -> int:
+    environment = {
+        "PATH": PATH,
+        "LANG": "C.UTF-8",
+        "GARRISON_WORKER": request.worker,
+        "GARRISON_HOST": request.host,
+        "GARRISON_STATE_DIR": request.state_dir,
+        **request.environment,
+    }
+    try:
+        os.execvpe(request.command[0], list(request.command), environment)
+    except OSError as error:
+        sys.stderr.write(f"{request.command[0]}: {error.strerror}\n")
+        return COMMAND_NOT_FOUND
+
+
+def _run_modules(request: Spawn) -> int:
+    from garrison.workers.runtime.assignment import Assignment
+    from garrison.workers.runtime.process import run
+
+    return run(
+        Assignment(
+            worker=request.worker,
+            modules=request.modules,
+            host=request.host,
+            state_dir=request.state_dir,
+            beat_seconds=request.beat_seconds,
+            queue_bytes=request.queue_bytes,
+        )
+    )

@@ -1,0 +1,157 @@
+"""Checks that compare settings with each other, or with what the agent has. Pure."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from garrison.supervisor.settings import units
+from garrison.supervisor.settings.convert import join, nearest, show
+from garrison.supervisor.settings.problems import Collector
+from garrison.supervisor.settings.schema import (
+    BUILTIN_WORKERS,
+    WORKER_NAME_PATTERN,
+    AggregateBudget,
+    Budget,
+    Settings,
+    Worker,
+)
+
+CONTROL_SOCKET = "control.sock"
+MAX_SOCKET_PATH = 107
+"""Longest path of a UNIX socket, bytes: `sun_path` has 108, one of them for the final NUL."""
+
+_IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
+_CLASS_IN_PACKAGE = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}", re.ASCII)
+_CLASS_IN_FILE = re.compile(rf"/.+\.py:{_IDENTIFIER}", re.ASCII)
+_VARIABLE = re.compile(_IDENTIFIER, re.ASCII)
+
+
+def check_budget(budget: Budget, key: str, problems: Collector, aggregate: AggregateBudget | None = None) -> None:
+    """Note what does not fit together within a budget, and between it and the caps of all workers.
+
+    Args:
+        budget: The budget.
+        key: Its dotted key; empty where the document is the budget itself.
+        problems: Takes the problems. Values that already have one are not compared.
+        aggregate: Caps of all workers together, or None where they are not known here.
+    """
+    prefix = f"{key}." if key else ""
+    _at_most(budget, "memory_high", "memory_max", prefix, problems)
+    _at_most(budget, "cpu_trip_percent", "cpu_quota_percent", prefix, problems)
+    if aggregate is None:
+        return
+    for name in ("memory_max", "cpu_quota_percent"):
+        mine, whole = getattr(budget, name), getattr(aggregate, name)
+        if mine > whole and not problems.failed(f"{prefix}{name}", f"agent.budget.{name}"):
+            problems.add(
+                f"{prefix}{name}",
+                f"is {_text(name, mine)}, above agent.budget.{name}, which caps all workers together "
+                f"at {_text(name, whole)}",
+                f"Lower this one or raise agent.budget.{name}",
+            )
+
+
+def _at_most(budget: Budget, low: str, high: str, prefix: str, problems: Collector) -> None:
+    below, above = getattr(budget, low), getattr(budget, high)
+    if below <= above or problems.failed(f"{prefix}{low}", f"{prefix}{high}"):
+        return
+    default = " (the default)" if below == getattr(Budget(), low) else ""
+    problems.add(
+        f"{prefix}{low}",
+        f"is {_text(low, below)}{default}, above {prefix}{high}, which is {_text(high, above)}",
+        f"Set {low} to at most {high}",
+    )
+
+
+def _text(name: str, value: float) -> str:
+    return units.format_bytes(int(value)) if name.startswith("memory") else f"{value:g} %"
+
+
+def finish_worker(name: str, worker: Worker, key: str, problems: Collector) -> Worker:
+    """Return a worker with its modules filled in; note what cannot run."""
+    if re.fullmatch(WORKER_NAME_PATTERN, name, re.ASCII) is None:
+        problems.add(
+            key, "is no valid worker name", "Use up to 32 lower-case letters, digits, '_' and '-', a letter first"
+        )
+        return worker
+    if problems.failed(f"{key}.modules", f"{key}.command"):
+        return worker
+    if worker.modules and worker.command:
+        problems.add(f"{key}.command", "cannot be combined with modules", "Leave one of the two out")
+    if worker.command:
+        _check_command(worker, key, problems)
+        return worker
+    if worker.environment:
+        problems.add(
+            f"{key}.environment", "is only for an external program", "Set command, or use settings for a module"
+        )
+    if not worker.modules:
+        if name in BUILTIN_WORKERS:
+            return msgspec.structs.replace(worker, modules=(name,))
+        problems.add(
+            key,
+            f"is no built-in worker; there are: {', '.join(BUILTIN_WORKERS)}",
+            _did_you_mean(name) + f"For code of your own set {key}.modules or {key}.command",
+        )
+    for index, spec in enumerate(worker.modules):
+        _check_module(spec, f"{key}.modules[{index}]", problems)
+    return worker
+
+
+def _did_you_mean(name: str) -> str:
+    near = nearest(name, BUILTIN_WORKERS)
+    return f'Did you mean "{near}"? ' if near else ""
+
+
+def _check_module(spec: str, key: str, problems: Collector) -> None:
+    if spec in BUILTIN_WORKERS or _CLASS_IN_PACKAGE.fullmatch(spec):
+        return
+    if spec.startswith("/"):
+        if _CLASS_IN_FILE.fullmatch(spec) and ".." not in spec.split("/"):
+            return
+        problems.add(key, f"is {show(spec)}; a file is given as \"/path/file.py:Class\", without '..'")
+        return
+    problems.add(
+        key,
+        f"{show(spec)} is no built-in module ({', '.join(BUILTIN_WORKERS)}), "
+        'no "package.module:Class" and no "/path/file.py:Class"',
+        _did_you_mean(spec).rstrip(),
+    )
+
+
+def _check_command(worker: Worker, key: str, problems: Collector) -> None:
+    program = worker.command[0]
+    if not program.startswith("/"):
+        problems.add(
+            f"{key}.command[0]", f"is {show(program)}; the program's path must be absolute", "No PATH is searched"
+        )
+    for name in worker.environment:
+        if _VARIABLE.fullmatch(name) is None:
+            problems.add(
+                f"{key}.environment.{join(name)}",
+                "is no name of an environment variable",
+                "Use letters, digits and '_'",
+            )
+
+
+def finish(settings: Settings, problems: Collector) -> Settings:
+    """Return the settings with each worker's modules filled in, after all checks across tables."""
+    workers = {}
+    for name, worker in settings.workers.items():
+        key = f"workers.{join(name)}"
+        workers[name] = finish_worker(name, worker, key, problems)
+        check_budget(worker.budget, f"{key}.budget", problems, settings.agent.budget)
+    return msgspec.structs.replace(settings, workers=workers)
+
+
+def check_run_dir(run_dir: str, problems: Collector) -> None:
+    """Note a run directory whose control socket would have too long a path for the kernel."""
+    if len(f"{run_dir}/{CONTROL_SOCKET}".encode()) > MAX_SOCKET_PATH:
+        room = MAX_SOCKET_PATH - len(CONTROL_SOCKET) - 1
+        problems.add(
+            "agent.run_dir",
+            f"is {show(run_dir)}: too long for a UNIX socket in it, which may have {MAX_SOCKET_PATH} bytes",
+            f"Set agent.run_dir to a path of at most {room} bytes",
+        )

@@ -1,0 +1,410 @@
+"""The settings: every one with its type, default, range, unit and explanation in one place.
+
+`convert` checks a document against these structs, `render` prints them and `document` writes the reference
+page from them, so that the three cannot disagree. Numbers are those of the design unless a comment says
+otherwise. An empty string as a default means *automatic*: `places.resolve` fills it in for this host.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct, field
+
+from garrison.ipc.messages import LogLevel
+
+BUILTIN_WORKERS: Final[tuple[str, ...]] = ("process",)
+"""Detection workers that come with the agent; they run where the file has no ``[workers]`` table."""
+
+LEVEL_SYNONYMS: Final[dict[str, LogLevel]] = {
+    "information": "info",
+    "warn": "warning",
+    "error": "err",
+    "critical": "crit",
+    "panic": "emerg",
+    "emergency": "emerg",
+}
+
+WORKER_NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,31}$"
+MAX_WORKERS: Final = 64
+
+MIB: Final = 1024 * 1024
+GIB: Final = 1024 * MIB
+
+BYTES: Final = "bytes"
+SECONDS: Final = "seconds"
+PERCENT: Final = "percent of one core"
+
+# The kernel grants at least 1 ms of CPU time in a period of 100 ms, so less than 1 % cannot be enforced.
+# The upper bound of four cores is no limit of the kernel's: an agent that needs more is the wrong agent.
+Quota = Annotated[float, Meta(ge=1, le=400, extra={"unit": PERCENT})]
+Path = Annotated[str, Meta(max_length=4096, extra={"form": "path"})]
+
+
+class AggregateBudget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The caps of all workers together, enforced by the kernel on the node above them."""
+
+    cpu_quota_percent: Annotated[
+        Quota,
+        Meta(description="Hard CPU cap of all workers together; the kernel stops them for the rest of a period."),
+    ] = 20.0
+    memory_max: Annotated[
+        int,
+        Meta(
+            ge=32 * MIB,
+            le=64 * GIB,
+            description="Hard memory cap of all workers together, swap included. The agent acts before it is reached.",
+            extra={"unit": BYTES},
+        ),
+    ] = 256 * MIB
+
+
+class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one worker may use. Caps are the kernel's; the trip values end a worker that stays above them."""
+
+    cpu_quota_percent: Annotated[
+        Quota,
+        Meta(description="Hard CPU cap. The kernel stops the worker for the rest of a period; nothing else happens."),
+    ] = 10.0
+    cpu_trip_percent: Annotated[
+        float,
+        Meta(
+            ge=0.5,
+            le=400,
+            description="CPU use that counts as a breach when it lasts; at most `cpu_quota_percent`.",
+            extra={"unit": PERCENT},
+        ),
+    ] = 5.0
+    cpu_trip_samples: Annotated[
+        int, Meta(ge=1, le=1000, description="How many samples in a row must be above `cpu_trip_percent`.")
+    ] = 12
+    sample_seconds: Annotated[
+        float,
+        Meta(ge=0.1, le=300, description="Time between two looks at the worker's usage.", extra={"unit": SECONDS}),
+    ] = 5.0
+    cpu_weight: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10000,
+            description="Share of the CPU among the workers when it is short; 100 is the kernel's own default.",
+        ),
+    ] = 100
+    memory_high: Annotated[
+        int,
+        Meta(
+            ge=4 * MIB,
+            le=16 * GIB,
+            description="Memory above which the kernel reclaims and slows the worker down; at most `memory_max`.",
+            extra={"unit": BYTES},
+        ),
+    ] = 64 * MIB
+    memory_max: Annotated[
+        int,
+        Meta(
+            ge=4 * MIB,
+            le=16 * GIB,
+            description="Hard memory cap, swap included. Above it the kernel kills the worker.",
+            extra={"unit": BYTES},
+        ),
+    ] = 96 * MIB
+    pids_max: Annotated[
+        int, Meta(ge=1, le=4096, description="Most processes and threads; a fork beyond it fails in the worker.")
+    ] = 32
+    nofile: Annotated[int, Meta(ge=16, le=65536, description="Most open file descriptors of a process.")] = 256
+    events_per_second: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Events taken from the worker, on average; a burst of five times as many passes, "
+            "what is above is dropped and counted.",
+            extra={"unit": "events per second"},
+        ),
+    ] = 1000.0
+    beat_seconds: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=60,
+            description="Time between two signs of life. A worker that misses three, while it could run, counts as hung.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 5.0
+
+
+class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent itself: who it is, where it keeps its files, and the caps of everything below it."""
+
+    hostname: Annotated[
+        str,
+        Meta(
+            description="The name of this host in the store and in events.",
+            extra={"form": "hostname", "automatic": "the machine's host name"},
+        ),
+    ] = ""
+    groups: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Meta(
+                    pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+                    extra={"pattern_help": "up to 63 letters, digits, `.`, `_`, `-`, starting with a letter or digit"},
+                ),
+            ],
+            ...,
+        ],
+        Meta(
+            max_length=32,
+            description="Groups of this host. A setting for an earlier group wins over one for a later group.",
+            extra={"unique": True},
+        ),
+    ] = ()
+    prefix: Annotated[
+        str,
+        Meta(
+            max_length=256,
+            pattern=r"^(/[A-Za-z0-9._-]+)+$",
+            description="What all keys in the store begin with.",
+            extra={"pattern_help": "a path such as `/hids`: starts with `/` and does not end with one"},
+        ),
+    ] = "/hids"
+    state_dir: Annotated[
+        Path,
+        Meta(
+            description="Where state is kept that survives a restart: the cached configuration, the breakers, the spool.",
+            extra={
+                "automatic": "`/var/lib/garrison`; not root: `$XDG_STATE_HOME/garrison` or `~/.local/state/garrison`"
+            },
+        ),
+    ] = ""
+    run_dir: Annotated[
+        Path,
+        Meta(
+            description="Where the lock and the control socket are.",
+            extra={
+                "automatic": "`/run/garrison`; not root: `$XDG_RUNTIME_DIR/garrison` or `run` below the state folder"
+            },
+        ),
+    ] = ""
+    log_dir: Annotated[
+        Path,
+        Meta(
+            description="Where the agent's own log and the file sink's events are written.",
+            extra={"automatic": "`/var/log/garrison`; not root: `log` below the state folder"},
+        ),
+    ] = ""
+    cgroup_mode: Annotated[
+        Literal["auto", "unified", "hybrid", "legacy", "unprivileged"],
+        Meta(
+            description="How caps are enforced. `auto` takes what the host has and refuses to start where the kernel "
+            "cannot enforce them. `unprivileged` (resource limits, polling) has to be asked for, because it "
+            "cannot hold a worker to its caps."
+        ),
+    ] = "auto"
+    cgroup_root: Annotated[
+        str,
+        Meta(
+            max_length=256,
+            pattern=r"^((/[A-Za-z0-9._@:-]+)+)?$",
+            description="The agent's node in the cgroup hierarchies, such as `/garrison`.",
+            extra={
+                "pattern_help": "a path inside the hierarchies, such as `/garrison`",
+                "form": "cgroup",
+                "automatic": "what systemd delegated to the unit, else `/garrison`",
+            },
+        ),
+    ] = ""
+    killswitch_file: Annotated[
+        Path,
+        Meta(
+            description="All workers are dead while this file exists, whatever the store says.",
+            extra={
+                "automatic": "`/etc/garrison/killswitch`; not root: `$XDG_CONFIG_HOME/garrison/killswitch` "
+                "or `~/.config/garrison/killswitch`"
+            },
+        ),
+    ] = ""
+    release_spread_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="After the killswitch is released the hosts of a fleet start again spread over this time. "
+            "Engaging is never spread.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 60.0
+    stop_grace_seconds: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=60,
+            description="How long a worker may take to stop in good order before it is killed.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 3.0
+    budget: Annotated[AggregateBudget, Meta(description="Caps of all workers together.")] = AggregateBudget()
+
+
+class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One worker process. `NAME` is up to 32 lower-case letters, digits, `_` and `-`, a letter first."""
+
+    modules: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...],
+        Meta(
+            max_length=16,
+            description='Detection modules of this process: a built-in\'s name, `"package.module:Class"` or '
+            '`"/path/file.py:Class"`.',
+            extra={"unique": True, "automatic": "the built-in of the worker's name"},
+        ),
+    ] = ()
+    command: Annotated[
+        tuple[Annotated[str, Meta(max_length=4096)], ...],
+        Meta(
+            max_length=256,
+            description="An external program and its arguments, instead of `modules`. The program's path is absolute; "
+            "no shell is involved.",
+            extra={"automatic": "none"},
+        ),
+    ] = ()
+    environment: Annotated[
+        dict[str, str],
+        Meta(max_length=256, description="Environment variables of `command`, and all that it gets."),
+    ] = field(default_factory=dict)
+    priority: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="When the host is under pressure workers are frozen or ended from the lowest priority up.",
+        ),
+    ] = 50
+    essential: Annotated[
+        bool, Meta(description="Whether the agent reports itself degraded while this worker is not running.")
+    ] = False
+    settings: Annotated[
+        dict[str, Any],
+        Meta(
+            description="The module's own settings; with several modules a table for each, by its name. "
+            "Checked by the module."
+        ),
+    ] = field(default_factory=dict)
+    budget: Annotated[Budget, Meta(description="What this worker may use.")] = Budget()
+
+
+class DirectoryStore(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys as files below a directory, watched for changes."""
+
+    path: Annotated[
+        Path,
+        Meta(
+            description="The directory.",
+            extra={
+                "automatic": "`/etc/garrison/store`; not root: `$XDG_CONFIG_HOME/garrison/store` "
+                "or `~/.config/garrison/store`"
+            },
+        ),
+    ] = ""
+
+
+class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where desired state and configuration come from."""
+
+    backend: Annotated[
+        Literal["directory"],
+        Meta(
+            description="The kind of store.",
+            extra={
+                "later": {
+                    "etcd": 'this version has no etcd store; the only one is backend = "directory", '
+                    "which configuration management can fill"
+                }
+            },
+        ),
+    ] = "directory"
+    directory: Annotated[DirectoryStore, Meta(description="The directory store.")] = DirectoryStore()
+
+
+class FileSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Events as newline-delimited JSON in two files, `NAME.0.ndjson` and `NAME.1.ndjson`, written alternately."""
+
+    path: Annotated[
+        Path,
+        Meta(
+            description="Name of the files; the number is put in front of the extension.",
+            extra={"automatic": "`events.ndjson` in `agent.log_dir`"},
+        ),
+    ] = ""
+    max_bytes: Annotated[
+        int,
+        Meta(
+            ge=256 * 1024,
+            le=64 * GIB,
+            description="Size of each of the two files: the disk space used is never more than twice this.",
+            extra={"unit": BYTES},
+        ),
+    ] = 20 * MIB
+
+
+class Sink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where events go."""
+
+    backend: Annotated[
+        Literal["file"],
+        Meta(
+            description="The kind of sink.",
+            extra={"later": {"kafka": 'this version has no Kafka sink; the only one is backend = "file"'}},
+        ),
+    ] = "file"
+    file: Annotated[FileSink, Meta(description="The file sink.")] = FileSink()
+
+
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent's own log. It goes to standard error (the journal, under systemd) and to two files."""
+
+    level: Annotated[
+        LogLevel,
+        Meta(
+            description="The least important lines that are written. `error`, `warn` and `critical` are understood too.",
+            extra={"form": "level"},
+        ),
+    ] = "info"
+    files: Annotated[
+        bool,
+        Meta(
+            description="Whether the log is also written to `garrison.0.log` and `garrison.1.log` in `agent.log_dir`."
+        ),
+    ] = True
+    max_bytes: Annotated[
+        int,
+        Meta(
+            ge=64 * 1024,
+            le=GIB,
+            description="Size of each of the two log files: the disk space used is never more than twice this.",
+            extra={"unit": BYTES},
+        ),
+    ] = 5 * MIB
+
+
+def _builtin_workers() -> dict[str, Worker]:
+    return {name: Worker(modules=(name,)) for name in BUILTIN_WORKERS}
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration of a host, as `load` returns it: checked, with every automatic value filled in."""
+
+    agent: Annotated[Agent, Meta(description="The agent.")] = Agent()
+    workers: Annotated[dict[str, Worker], Meta(max_length=MAX_WORKERS, description="The workers, by name.")] = field(
+        default_factory=_builtin_workers
+    )
+    store: Annotated[Store, Meta(description="The store.")] = Store()
+    sink: Annotated[Sink, Meta(description="The sink.")] = Sink()
+    log: Annotated[Log, Meta(description="The log.")] = Log()
+    source: Annotated[
+        str, Meta(description="The file it was read from; empty: built-in defaults.", extra={"internal": True})
+    ] = ""
+    warnings: Annotated[
+        tuple[str, ...],
+        Meta(description="What is allowed but should be put right; for the log.", extra={"internal": True}),
+    ] = ()

@@ -1,0 +1,135 @@
+"""Starting one worker process: node and caps, pipes, fork, placement, verification, killswitch, gate.
+
+The order is the promise: no instruction of worker code runs outside its cgroup, under caps that did not
+read back, or after the killswitch was engaged.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from garrison.ipc.messages import Config
+from garrison.supervisor.cgroups.base import Cgroups, Limits
+from garrison.supervisor.events.ledger import WorkerLedger
+from garrison.supervisor.nursery.client import NurseryClient
+from garrison.supervisor.nursery.protocol import Spawn
+from garrison.supervisor.worker.process import Listener, WorkerProcess
+
+PIPE_BYTES = 256 * 1024
+"""Size of the events pipe, bytes; what the kernel refuses stays at its default of 64 KiB."""
+
+
+class KilledError(Exception):
+    """The killswitch was engaged before the gate was opened: nothing was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where workers are put, and the lock that a kill from another thread takes too.
+
+    Attributes:
+        cgroups: The tree.
+        lock: Held around create-place-verify-open and around every kill.
+        generation: Returns a number that every engagement of the killswitch raises.
+        engaged: Returns whether the killswitch is engaged.
+    """
+
+    cgroups: Cgroups
+    lock: threading.Lock
+    generation: Callable[[], int]
+    engaged: Callable[[], bool]
+
+
+async def launch(
+    request: Spawn,
+    limits: Limits,
+    nofile: int,
+    config: Config,
+    *,
+    place: Place,
+    nursery: NurseryClient,
+    epoch: int,
+    ledger: WorkerLedger,
+    listener: Listener,
+) -> WorkerProcess:
+    """Start a worker process and return it with its gate open and its first configuration on the way.
+
+    Raises:
+        KilledError: The killswitch is engaged, or was meanwhile.
+        CgroupError: The node, a cap or the placement failed; nothing runs.
+        NurseryError: The fork failed.
+        OSError: The host is out of descriptors or pipes.
+    """
+    generation = place.generation()
+    with place.lock:
+        if place.engaged():
+            raise KilledError
+        place.cgroups.create(request.worker, limits)
+    pipes = _Pipes()
+    try:
+        request.rlimits = ((resource.RLIMIT_NOFILE, nofile, nofile), *request.rlimits)
+        child = await nursery.spawn(request, pipes.for_child())
+        process = WorkerProcess(
+            child=child,
+            epoch=epoch,
+            gate=pipes.keep("gate"),
+            config=pipes.keep("config"),
+            events=pipes.keep("events"),
+            output=pipes.keep("output"),
+            ledger=ledger,
+            listener=listener,
+            on_hang=nursery.kill,
+        )
+    finally:
+        pipes.close()
+    try:
+        with place.lock:
+            place.cgroups.place(request.worker, process.pid)
+            if place.engaged() or place.generation() != generation:
+                raise KilledError
+            process.down.configure(config)
+            process.open_gate()
+    except BaseException:
+        # A closed gate lets the child exit by itself, wherever it is by now.
+        process.close()
+        raise
+    return process
+
+
+class _Pipes:
+    """The four pipes of a start; whatever nobody took over is closed at the end."""
+
+    def __init__(self) -> None:
+        self._theirs: dict[str, int] = {}
+        self._ours: dict[str, int] = {}
+        try:
+            for name, child_reads in (("config", True), ("events", False), ("output", False), ("gate", True)):
+                read, write = os.pipe2(os.O_CLOEXEC)
+                self._theirs[name], self._ours[name] = (read, write) if child_reads else (write, read)
+                if name != "gate":
+                    os.set_blocking(self._ours[name], False)
+            try:
+                fcntl.fcntl(self._ours["events"], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            except PermissionError:
+                # The user's share of pipe pages is used up: smaller works too.
+                return
+        except OSError:
+            self.close()
+            raise
+
+    def for_child(self) -> tuple[int, int, int, int]:
+        return (self._theirs["config"], self._theirs["events"], self._theirs["output"], self._theirs["gate"])
+
+    def keep(self, name: str) -> int:
+        return self._ours.pop(name)
+
+    def close(self) -> None:
+        for fd in (*self._theirs.values(), *self._ours.values()):
+            os.close(fd)
+        self._theirs.clear()
+        self._ours.clear()

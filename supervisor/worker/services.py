@@ -1,0 +1,44 @@
+"""What a worker's supervisor needs from the agent around it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from garrison.ipc.messages import LogLevel, Priority
+from garrison.supervisor.breaker import Policy
+from garrison.supervisor.events.ledger import WorkerLedger
+from garrison.supervisor.nursery.client import NurseryClient
+from garrison.supervisor.worker.launch import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The surroundings of all workers of one agent.
+
+    Attributes:
+        host: Host name.
+        state_dir: Where the workers' own folders are.
+        grace: Seconds a worker may take to stop in good order.
+        policy: The breaker's numbers.
+        place: Cgroups, their lock and the killswitch.
+        nursery: Returns a living nursery, starting one where there is none.
+        forward: Takes stamped events on: worker, its ledger, priority, count, data.
+        emit_state: Emits an agent's own ``state`` event: action, fields.
+        log: Writes a line: level, source, text.
+        next_epoch: Returns the number of a worker's next process.
+        changed: Called after every transition.
+    """
+
+    host: str
+    state_dir: str
+    grace: float
+    policy: Policy
+    place: Place
+    nursery: Callable[[], Awaitable[NurseryClient]]
+    forward: Callable[[str, WorkerLedger, Priority, int, bytes], None]
+    emit_state: Callable[[str, dict[str, Any]], None]
+    log: Callable[[LogLevel, str, str], None]
+    next_epoch: Callable[[str], int]
+    changed: Callable[[], None]

@@ -1,0 +1,79 @@
+"""The emitter: gives events their numbers and turns them into lines. One per process, for all modules."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Final
+
+from garrison.ipc.messages import PRIORITIES, Priority
+from garrison.workers.runtime.encoding import UnencodableError, encode_line
+from garrison.workers.runtime.outbox import EVENT_BYTES, Outbox
+
+OVERSIZE: Final = "oversize"
+UNENCODABLE: Final = "unencodable"
+
+_BY_KIND: dict[object, Priority] = {priority: priority for priority in PRIORITIES}
+
+
+class NotSentError(Exception):
+    """An event was dropped for a reason of its own. The text is for the log."""
+
+
+class Emitter:
+    """Fills in, numbers, encodes and queues events. Safe for use from several threads.
+
+    Args:
+        outbox: Where lines wait for the pipe.
+        worker: Default of ``event.module``.
+    """
+
+    def __init__(self, outbox: Outbox, worker: str) -> None:
+        self._outbox = outbox
+        self._worker = worker
+        # Held from taking a number to queueing its line, so that lines are queued in order. Not the outbox's
+        # own lock: the writer must never wait for a document to be encoded.
+        self._turn = threading.Lock()
+
+    def emit(self, event: dict[str, Any], priority: Priority | None, timestamp: str) -> bool:
+        """Queue an event. False: the outbox was full; it is dropped and counted.
+
+        Raises:
+            NotSentError: It is too large or has no JSON form; dropped and counted.
+            ValueError: There is no such priority; no number was used.
+        """
+        inner = event.get("event") if isinstance(event, dict) else None
+        if not isinstance(inner, dict):
+            inner = {}
+        if priority is None:
+            kind = inner.get("kind")
+            priority = _BY_KIND.get(kind, "event") if isinstance(kind, str) else "event"
+        elif priority not in PRIORITIES:
+            raise ValueError(f"no priority {priority!r}; there are {', '.join(PRIORITIES)}")
+        with self._turn:
+            now = time.monotonic()
+            try:
+                line = self._encode(event, inner, self._outbox.number(priority), timestamp)
+            except UnencodableError as error:
+                self._outbox.refuse(priority, UNENCODABLE, now)
+                raise NotSentError(f"event {_describe(inner)} was dropped, it cannot be encoded: {error}") from error
+            if len(line) > EVENT_BYTES:
+                self._outbox.refuse(priority, OVERSIZE, now)
+                raise NotSentError(
+                    f"event {_describe(inner)} was dropped, it has {len(line)} bytes and {EVENT_BYTES} are allowed"
+                )
+            return self._outbox.put(priority, line, now)
+
+    def _encode(self, event: dict[str, Any], inner: dict[str, Any], number: int, timestamp: str) -> bytes:
+        if not isinstance(event, dict):
+            raise UnencodableError(f"an event is a dict, not {type(event).__name__}")
+        if event.get("event", inner) is not inner:
+            raise UnencodableError(f"its field 'event' is a dict, not {type(event['event']).__name__}")
+        # Copies of two small dicts: a module may keep what it passed, and emit it again.
+        filled = {"module": self._worker, **inner, "sequence": number}
+        return encode_line({"@timestamp": timestamp, **event, "event": filled})
+
+
+def _describe(inner: dict[str, Any]) -> str:
+    action = inner.get("action")
+    return repr(action)[:128] if isinstance(action, str) else "without action"

@@ -1,0 +1,281 @@
+"""The outbox: encoded events on their way to the pipe, bounded in bytes, with every drop in its place.
+
+Each priority has its own sequence of numbers and its own queue. A number is either a waiting line or part of
+a drop range, so that what leaves, data and ranges together, has no gap. Time comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Callable
+
+from garrison.ipc.messages import MAX_DROPPED_RANGES, PRIORITIES, DroppedRange, Events, Priority
+
+BATCH_BYTES = 60_000
+"""Bytes of data and drop ranges in one batch: with the rest of the frame they stay below 64 KiB."""
+EVENT_BYTES = 48 * 1024
+"""Longest encoded event, newline included."""
+FLUSH_BYTES = 32 * 1024
+"""Bytes waiting that make a batch go at once."""
+FLUSH_SECONDS = 0.2
+"""How long an event may wait for company. Alerts and states do not wait."""
+ENTRY_BYTES = 256
+"""What one waiting event costs beside its line: its objects (120 bytes in CPython 3.11) and the drop marker
+that may come to stand next to it."""
+MARKERS_BEFORE_MIXING = MAX_DROPPED_RANGES
+"""Drop markers in a queue above which neighbours with different reasons are merged into one."""
+MIXED = "mixed"
+QUEUE_FULL = "queue_full"
+
+_RANGE_BYTES = 32  # two numbers of up to 9 bytes and a reason of up to 12, with their msgpack headers
+_BATCH_EVENTS = 65_536
+_URGENT: frozenset[Priority] = frozenset(("alert", "state"))
+
+
+class _Gap:
+    """Numbers that were dropped, both ends inclusive."""
+
+    __slots__ = ("first", "last", "reason")
+
+    def __init__(self, first: int, last: int, reason: str) -> None:
+        self.first = first
+        self.last = last
+        self.reason = reason
+
+
+class _Queue:
+    """One priority: waiting lines and gaps, each in sequence order, together without a hole."""
+
+    __slots__ = ("bytes", "gaps", "lines", "next_in", "next_out", "since")
+
+    def __init__(self) -> None:
+        self.lines: deque[tuple[int, bytes]] = deque()
+        self.gaps: list[_Gap] = []
+        self.next_in = 1
+        self.next_out = 1
+        self.bytes = 0
+        self.since = 0.0
+
+    def cost(self) -> int:
+        """Bytes of memory that the waiting lines are counted with."""
+        return self.bytes + ENTRY_BYTES * len(self.lines)
+
+    def drop(self, number: int, reason: str) -> None:
+        """Record a number as dropped, joined with its neighbours where that loses nothing."""
+        gaps = self.gaps
+        at = bisect_right(gaps, number, key=lambda gap: gap.first)
+        before = gaps[at - 1] if at and gaps[at - 1].last == number - 1 else None
+        after = gaps[at] if at < len(gaps) and gaps[at].first == number + 1 else None
+        gap = _Gap(number, number, reason)
+        mixing = len(gaps) >= MARKERS_BEFORE_MIXING
+        if before is not None and (before.reason == reason or mixing):
+            at -= 1
+            gap = _join(before, gap)
+            del gaps[at]
+        if after is not None and (after.reason == gap.reason or mixing):
+            gap = _join(gap, after)
+            del gaps[at]
+        gaps.insert(at, gap)
+
+    def take(self) -> tuple[list[DroppedRange], int, list[bytes]]:
+        """Remove and return the leading gaps, the number after them, and the lines that follow."""
+        ranges: list[DroppedRange] = []
+        for gap in self.gaps:
+            if gap.first != self.next_out or len(ranges) == MAX_DROPPED_RANGES:
+                break
+            ranges.append((gap.first, gap.last, gap.reason))
+            self.next_out = gap.last + 1
+        del self.gaps[: len(ranges)]
+        first = self.next_out
+        room = BATCH_BYTES - _RANGE_BYTES * len(ranges)
+        lines: list[bytes] = []
+        while self.lines and self.lines[0][0] == self.next_out and len(lines) < _BATCH_EVENTS:
+            line = self.lines[0][1]
+            room -= len(line)
+            if room < 0:
+                break
+            self.lines.popleft()
+            lines.append(line)
+            self.bytes -= len(line)
+            self.next_out += 1
+        return ranges, first, lines
+
+
+def _join(left: _Gap, right: _Gap) -> _Gap:
+    return _Gap(left.first, right.last, left.reason if left.reason == right.reason else MIXED)
+
+
+class Outbox:
+    """Queues by priority between the module threads and the one writer.
+
+    Emitters take turns (the caller's lock) from `number` to `put` or `refuse`; the writer may come in between.
+
+    Args:
+        limit: Most bytes of memory for waiting events.
+        wake: Wakes the writer; called without the outbox's lock, only when the writer would come too late.
+    """
+
+    def __init__(self, limit: int, wake: Callable[[], None]) -> None:
+        self.limit = limit
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._queues: dict[Priority, _Queue] = {priority: _Queue() for priority in PRIORITIES}
+        self._dropped: Counter[str] = Counter()
+        self._flushed_at = float("-inf")
+        self._writer_comes_at = float("inf")
+
+    def number(self, priority: Priority) -> int:
+        """Return the number that the next event of a priority gets."""
+        return self._queues[priority].next_in
+
+    def put(self, priority: Priority, line: bytes, now: float) -> bool:
+        """Queue one encoded event under the next number; never blocks on the pipe.
+
+        A full outbox gives up events of lower priorities, the lowest first and in it the newest first; where
+        that is not enough the new event itself is dropped.
+
+        Args:
+            priority: Its queue.
+            line: One JSON document with its newline, at most `EVENT_BYTES`.
+            now: Monotonic seconds.
+
+        Returns:
+            False when the event was dropped and counted.
+
+        Raises:
+            ValueError: The line is longer than `EVENT_BYTES`; no number was used.
+        """
+        if len(line) > EVENT_BYTES:
+            raise ValueError(f"an event of {len(line)} bytes is over the limit of {EVENT_BYTES}")
+        with self._lock:
+            queue = self._queues[priority]
+            self._begin(queue, now)
+            fits = self._make_room(priority, len(line) + ENTRY_BYTES)
+            if fits:
+                queue.lines.append((queue.next_in, line))
+                queue.bytes += len(line)
+            else:
+                queue.drop(queue.next_in, QUEUE_FULL)
+                self._dropped[QUEUE_FULL] += 1
+            queue.next_in += 1
+            late = self._writer_is_late()
+        if late:
+            self._wake()
+        return fits
+
+    def refuse(self, priority: Priority, reason: str, now: float) -> None:
+        """Give the next number to an event that cannot be sent: it is dropped for `reason` (12 characters)."""
+        with self._lock:
+            queue = self._queues[priority]
+            self._begin(queue, now)
+            queue.drop(queue.next_in, reason)
+            queue.next_in += 1
+            self._dropped[reason] += 1
+            late = self._writer_is_late()
+        if late:
+            self._wake()
+
+    def take(self, now: float, *, force: bool = False) -> Events | None:
+        """Return the next batch that should leave now, the most important priority first.
+
+        Args:
+            now: Monotonic seconds.
+            force: Take what is there without waiting for more to come.
+        """
+        with self._lock:
+            for priority, queue in self._queues.items():
+                if queue.next_out == queue.next_in or not (force or now >= self._due(priority, queue)):
+                    continue
+                ranges, first, lines = queue.take()
+                if priority not in _URGENT and queue.next_out == queue.next_in:
+                    self._flushed_at = now
+                return Events(
+                    priority=priority, first=first, count=len(lines), data=b"".join(lines), dropped=ranges
+                )
+            return None
+
+    def next_flush(self, now: float) -> float | None:
+        """Return when the writer should come again (monotonic seconds), and rely on it coming by then.
+
+        After a flush that is one flush interval later even with nothing queued, because a stream of events
+        then needs one wakeup per interval instead of two. None: it need not come before it is woken.
+        """
+        with self._lock:
+            at = min(
+                (self._due(name, queue) for name, queue in self._queues.items() if queue.next_out < queue.next_in),
+                default=None,
+            )
+            if at is None and now < self._flushed_at + FLUSH_SECONDS:
+                at = self._flushed_at + FLUSH_SECONDS
+            self._writer_comes_at = float("inf") if at is None else at
+            return at
+
+    def writer_waits_for_pipe(self) -> None:
+        """Say that the writer comes back when the pipe has room, so that nobody needs to wake it."""
+        with self._lock:
+            self._writer_comes_at = float("-inf")
+
+    def emitted(self) -> dict[Priority, int]:
+        """Return how many numbers were given out, by priority; priorities never used are left out."""
+        with self._lock:
+            return {name: queue.next_in - 1 for name, queue in self._queues.items() if queue.next_in > 1}
+
+    def queued(self) -> tuple[int, int]:
+        """Return the events that wait and the bytes of their lines."""
+        with self._lock:
+            queues = self._queues.values()
+            return sum(len(queue.lines) for queue in queues), sum(queue.bytes for queue in queues)
+
+    def memory_bytes(self) -> int:
+        """Return the bytes that count against the limit."""
+        with self._lock:
+            return self._used()
+
+    def dropped(self) -> dict[str, int]:
+        """Return how many events were dropped here, by reason."""
+        with self._lock:
+            return dict(self._dropped)
+
+    @property
+    def empty(self) -> bool:
+        """True when neither an event nor news of a drop waits."""
+        with self._lock:
+            return all(queue.next_out == queue.next_in for queue in self._queues.values())
+
+    def _begin(self, queue: _Queue, now: float) -> None:
+        if queue.next_out == queue.next_in:
+            queue.since = now
+
+    def _used(self) -> int:
+        return sum(queue.cost() for queue in self._queues.values())
+
+    def _due(self, priority: Priority, queue: _Queue) -> float:
+        if priority in _URGENT or queue.bytes >= FLUSH_BYTES:
+            return float("-inf")
+        # The first event after a quiet time goes at once; those after it share the next flush.
+        return min(queue.since + FLUSH_SECONDS, max(queue.since, self._flushed_at + FLUSH_SECONDS))
+
+    def _writer_is_late(self) -> bool:
+        due = min(self._due(name, queue) for name, queue in self._queues.items() if queue.next_out < queue.next_in)
+        if due >= self._writer_comes_at:
+            return False
+        self._writer_comes_at = due
+        return True
+
+    def _make_room(self, priority: Priority, cost: int) -> bool:
+        missing = self._used() + cost - self.limit
+        if missing <= 0:
+            return True
+        lower = [self._queues[name] for name in reversed(PRIORITIES[PRIORITIES.index(priority) + 1 :])]
+        if sum(queue.cost() for queue in lower) < missing:
+            return False  # giving up the others would not save this one
+        for queue in lower:
+            while missing > 0 and queue.lines:
+                number, line = queue.lines.pop()
+                queue.bytes -= len(line)
+                queue.drop(number, QUEUE_FULL)
+                self._dropped[QUEUE_FULL] += 1
+                missing -= len(line) + ENTRY_BYTES
+        return True
