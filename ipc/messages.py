@@ -37,6 +37,7 @@ class Config(msgspec.Struct, kw_only=True):
     revision: int
     hash: str
     settings: dict[str, Any]
+    rules: Any = None
     log_level: LogLevel = "info"
     beat_seconds: float = 5.0
     events_per_second: float = 1000.0

@@ -6,6 +6,7 @@ The systemd unit does not restart on 64 and 78: those stay wrong until somebody 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -14,7 +15,7 @@ class ExitCode(IntEnum):
     meaning: str
     remedy: str
 
-    def __new__(cls, code: int, meaning: str, remedy: str) -> ExitCode:
+    def __new__(cls, code: int, meaning: str, remedy: str) -> Self:
         """Attach the texts to the number."""
         member = int.__new__(cls, code)
         member._value_ = code

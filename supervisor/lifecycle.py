@@ -6,10 +6,10 @@ caller and raises. ``docs/architecture.md`` shows the same table; a test compare
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class State(str, Enum):
+class State(StrEnum):
     """What a worker is doing, as ``garrison status`` shows it."""
 
     STOPPED = "stopped"
@@ -25,7 +25,7 @@ class State(str, Enum):
     FAILED = "failed"
 
 
-class Event(str, Enum):
+class Event(StrEnum):
     """What can happen to a worker."""
 
     START = "start"  # it should run, and may: a process is being made

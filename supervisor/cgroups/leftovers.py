@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 
@@ -18,10 +17,9 @@ _FIRST_STEP_SECONDS = 0.001
 _STEP_SECONDS = 0.02
 
 
-def ancestors() -> frozenset[int]:
-    """Return this process's pid and those of its ancestors, as far as this pid namespace shows them."""
+def ancestors(pid: int) -> frozenset[int]:
+    """Return a pid and those of its ancestors, as far as this pid namespace shows them."""
     found: set[int] = set()
-    pid = os.getpid()
     while pid > 0 and pid not in found:
         found.add(pid)
         pid = _parent(pid)
@@ -43,13 +41,16 @@ def _parent(pid: int) -> int:
     return int(fields[1]) if len(fields) > 1 else 0
 
 
-def empty(directories: Sequence[str], plan: KillPlan, freezers: Iterable[str]) -> tuple[int, ...]:
+def empty(
+    directories: Sequence[str], plan: KillPlan, freezers: Iterable[str], spared: frozenset[int]
+) -> tuple[int, ...]:
     """Kill everything in the nodes, frozen and throttled or not, and wait until it is gone.
 
     Args:
         directories: The nodes, in every hierarchy.
         plan: How to kill them at once. Not used where one of the spared sits in a node.
         freezers: v1 freezer nodes that may hold frozen processes, which die only when thawed.
+        spared: Who must live: this process and its ancestors.
 
     Returns:
         The pids that were there, without the spared.
@@ -57,15 +58,14 @@ def empty(directories: Sequence[str], plan: KillPlan, freezers: Iterable[str]) -
     Raises:
         CgroupError: Somebody is left after 5 s; it names pids and states.
     """
-    spared = ancestors()
     there = set(listed(directories))
     victims = there - spared
     if not victims:
         return ()
     freezers = tuple(freezers)
     try:
-        if not there & spared:
-            kill_all(plan)
+        # cgroup.kill knows no exceptions: with one of the spared inside, the rest is signalled one by one.
+        kill_all(KillPlan(quota_files=plan.quota_files) if there & spared else plan)
         for directory in freezers:
             thaw_all(directory)
         _wait(directories, spared, freezers, victims)
@@ -99,14 +99,14 @@ def _described(pids: Iterable[int]) -> str:
     return ", ".join(parts)
 
 
-def remove_all(trees: Iterable[Tree], directories_of: Iterable[tuple[Tree, str]]) -> tuple[str, ...]:
+def remove_all(nodes: Iterable[tuple[Tree, str]]) -> tuple[str, ...]:
     """Remove nodes that hold nobody any more, with all below them.
 
     Raises:
         CgroupError: A node cannot be removed; it says who is in it.
     """
     removed: list[str] = []
-    for tree, directory in directories_of:
+    for tree, directory in nodes:
         try:
             removed += tree.remove(directory, EXIT_SECONDS)
         except BlockingIOError as error:

@@ -161,6 +161,7 @@ class KillswitchResult(msgspec.Struct, kw_only=True):
         milliseconds: From the request's arrival to the end of the last worker process (``kill``), or to the
             decision (``release``).
         processes: How many processes were killed.
+        message: Anything else that the operator should know.
     """
 
     engaged: bool
@@ -168,3 +169,4 @@ class KillswitchResult(msgspec.Struct, kw_only=True):
     reason: str = ""
     milliseconds: float = 0.0
     processes: int = 0
+    message: str = ""

@@ -102,8 +102,8 @@ ToNursery = Setup | Spawn | Signal | Inspect
 FromNursery = Hello | Spawned | Refused | Exited | Inspected
 
 _encoder = msgspec.msgpack.Encoder()
-_to_nursery = msgspec.msgpack.Decoder(ToNursery)
-_from_nursery = msgspec.msgpack.Decoder(FromNursery)
+_to_nursery: msgspec.msgpack.Decoder[ToNursery] = msgspec.msgpack.Decoder(ToNursery)
+_from_nursery: msgspec.msgpack.Decoder[FromNursery] = msgspec.msgpack.Decoder(FromNursery)
 
 
 def send(sock: socket.socket, message: ToNursery | FromNursery, fds: tuple[int, ...] = ()) -> None:

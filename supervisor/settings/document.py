@@ -12,7 +12,7 @@ import msgspec
 from garrison.supervisor.settings import units
 from garrison.supervisor.settings.convert import describe_range
 from garrison.supervisor.settings.fields import Setting, Shape, settings_of
-from garrison.supervisor.settings.schema import BUILTIN_WORKERS, BYTES, SECONDS, Settings
+from garrison.supervisor.settings.schema import BUILTIN_WORKERS, BYTES, Settings
 
 EXAMPLE = """\
 [agent]
@@ -101,7 +101,7 @@ backend stay as they are until the agent is restarted; the log names them when t
   Fractions (`"1.5 GiB"`) are cut to whole bytes, and case does not matter.
 - **seconds**: a number, or a string with a unit: {", ".join(f"`{unit}`" for unit in units.SECOND_UNITS)},
   as in `"250ms"` or `"2m"`.
-- **percent of one core**: a number without a percent sign. 100 is one core, 200 are two, however many the host has.
+- **percent of one core**: a number without a percent sign. 100 is one core, 200 are two, whatever the host has.
 
 ## A complete example
 
@@ -132,8 +132,8 @@ def _tables(struct: type[msgspec.Struct], key: str) -> Iterator[str]:
         yield " ".join((struct.__doc__ or "").split()) + "\n"
         if key == "workers.NAME":
             yield (
-                f"Without any `[workers]` table the built-in workers run: {_names(BUILTIN_WORKERS)}. With one, exactly "
-                "those that it lists; an empty `[workers]` means none.\n"
+                f"Without any `[workers]` table the built-in workers run: {_names(BUILTIN_WORKERS)}. "
+                "With one, exactly those that it lists; an empty `[workers]` means none.\n"
             )
         yield from _settings(own)
     for inner_struct, name in below:
@@ -193,7 +193,7 @@ def _range(shape: Shape) -> str:
     if shape.bare in (int, float):
         text = describe_range(shape)
         unit = shape.unit
-        return text[: -len(unit)].rstrip() if unit not in ("", BYTES, SECONDS) and text.endswith(unit) else text
+        return text.removesuffix(unit).rstrip() if unit else text
     if get_origin(shape.bare) in (tuple, dict) and shape.max_length is not None:
         items = f"at most {shape.max_length}"
         pattern = shape.item.extra.get("pattern_help")

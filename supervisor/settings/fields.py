@@ -1,4 +1,4 @@
-"""A struct's fields with what their `Meta` says, merged: the view that checking, printing and documenting share."""
+"""A struct's fields with what their `Meta` says, merged: the view that checks, printing and documentation share."""
 
 from __future__ import annotations
 

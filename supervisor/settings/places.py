@@ -89,7 +89,14 @@ def resolve(settings: Settings, here: Surroundings) -> Settings:
     )
 
 
-class FolderError(OSError):
+class ReadableOSError(OSError):
+    """An operating system error whose text is a sentence for people, without the number in front."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class FolderError(ReadableOSError):
     """A folder that the agent needs cannot be made or is something else; the text names it and the remedy."""
 
     exit_code = ExitCode.OS_REFUSED

@@ -53,7 +53,7 @@ class AggregateBudget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Meta(
             ge=32 * MIB,
             le=64 * GIB,
-            description="Hard memory cap of all workers together, swap included. The agent acts before it is reached.",
+            description="Hard memory cap of all workers together, swap included. The agent acts before that.",
             extra={"unit": BYTES},
         ),
     ] = 256 * MIB
@@ -127,7 +127,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0.1,
             le=60,
-            description="Time between two signs of life. A worker that misses three, while it could run, counts as hung.",
+            description="Time between two signs of life. A worker that misses three while it could run is hung.",
             extra={"unit": SECONDS},
         ),
     ] = 5.0
@@ -172,7 +172,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state_dir: Annotated[
         Path,
         Meta(
-            description="Where state is kept that survives a restart: the cached configuration, the breakers, the spool.",
+            description="State that survives a restart: the cached configuration, the breakers, the spool.",
             extra={
                 "automatic": "`/var/lib/garrison`; not root: `$XDG_STATE_HOME/garrison` or `~/.local/state/garrison`"
             },
@@ -197,8 +197,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cgroup_mode: Annotated[
         Literal["auto", "unified", "hybrid", "legacy", "unprivileged"],
         Meta(
-            description="How caps are enforced. `auto` takes what the host has and refuses to start where the kernel "
-            "cannot enforce them. `unprivileged` (resource limits, polling) has to be asked for, because it "
+            description="How caps are enforced. `auto` takes what the host has and refuses to start where "
+            "the kernel cannot enforce them. `unprivileged` (resource limits, polling) has to be asked for, because it "
             "cannot hold a worker to its caps."
         ),
     ] = "auto"
@@ -263,8 +263,8 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Annotated[str, Meta(max_length=4096)], ...],
         Meta(
             max_length=256,
-            description="An external program and its arguments, instead of `modules`. The program's path is absolute; "
-            "no shell is involved.",
+            description="An external program and its arguments, instead of `modules`. The program's path is "
+            "absolute; no shell is involved.",
             extra={"automatic": "none"},
         ),
     ] = ()
@@ -366,15 +366,13 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     level: Annotated[
         LogLevel,
         Meta(
-            description="The least important lines that are written. `error`, `warn` and `critical` are understood too.",
+            description="The least important lines that are written. `error`, `warn`, `critical` are understood too.",
             extra={"form": "level"},
         ),
     ] = "info"
     files: Annotated[
         bool,
-        Meta(
-            description="Whether the log is also written to `garrison.0.log` and `garrison.1.log` in `agent.log_dir`."
-        ),
+        Meta(description="Whether the log also goes to `garrison.0.log` and `garrison.1.log` in `agent.log_dir`."),
     ] = True
     max_bytes: Annotated[
         int,

@@ -63,7 +63,7 @@ def parse_seconds(text: str) -> float:
     if factor is None:
         raise ValueError(f"has the unknown unit {unit!r}; write {SECONDS_HELP}")
     numerator, denominator = factor
-    return int(whole + fraction) * numerator / (10 ** len(fraction) * denominator)
+    return int(whole + fraction) * numerator / (int(10 ** len(fraction)) * denominator)
 
 
 def format_bytes(count: int) -> str:

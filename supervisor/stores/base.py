@@ -117,7 +117,7 @@ class StoreListener(Protocol):
         """Take the keys as they are now. Changes in quick succession come as one."""
 
     def on_bodies(self, bodies: Mapping[str, bytes | None]) -> None:
-        """Take bodies that were asked for, by SHA-256; None: not there (yet). Their hash is not checked."""
+        """Take bodies that were asked for, by SHA-256; None: not there (yet), or not what its name says."""
 
     def on_status(self, status: StoreStatus) -> None:
         """Take the status after it has changed, the passing of time apart."""

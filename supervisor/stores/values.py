@@ -13,6 +13,7 @@ import msgspec
 
 from garrison.ipc.messages import LOG_LEVELS, LogLevel
 from garrison.supervisor.keys import MAX_GROUPS, KeyGrammarError, check_component, shown
+from garrison.supervisor.settings.schema import LEVEL_SYNONYMS
 
 MAX_INLINE_BYTES = 4096
 """Largest plugin document inside its key; larger ones are bodies that any number of hosts share."""
@@ -31,9 +32,6 @@ _SHOWN = 60
 
 Action: TypeAlias = Literal["start", "stop", "freeze"]
 ACTIONS: tuple[Action, ...] = ("start", "stop", "freeze")
-
-_LEVEL_SYNONYMS: dict[str, LogLevel] = {"error": "err", "warn": "warning", "panic": "emerg"}
-"""The other spellings that <syslog.h> knows."""
 
 _REFERENCE = re.compile(r"id:([0-9a-fA-F]{64})")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -57,13 +55,6 @@ class KillValue(msgspec.Struct, frozen=True):
     at: str = ""
 
 
-class AggregateBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Caps of all workers, master and nursery together: percent of one core, and bytes. None: as in the file."""
-
-    cpu_quota_percent: Annotated[float, msgspec.Meta(ge=1, le=10_000)] | None = None
-    memory_max: Annotated[int, msgspec.Meta(ge=16 * 1024 * 1024, le=1 << 40)] | None = None
-
-
 class SinkChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where events go. No paths: what writes to the store must not choose which files root writes."""
 
@@ -79,7 +70,7 @@ class MasterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
         log_level: Of the master.
         heartbeat_seconds: Between two heartbeats.
         groups: The host's groups, from the most to the least specific.
-        aggregate: Caps of everything together.
+        aggregate: Caps of everything together, as in the file; checked where the file's own values are known.
         release_spread: Seconds over which a release of the killswitch spreads.
         sink: Where events go.
     """
@@ -87,7 +78,7 @@ class MasterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     log_level: LogLevel | None = None
     heartbeat_seconds: Annotated[float, msgspec.Meta(ge=5, le=3600)] | None = None
     groups: Annotated[list[str], msgspec.Meta(max_length=MAX_GROUPS)] | None = None
-    aggregate: AggregateBudget | None = None
+    aggregate: dict[str, Any] | None = None
     release_spread: Annotated[float, msgspec.Meta(ge=0, le=3600)] | None = None
     sink: SinkChoice | None = None
 
@@ -116,7 +107,7 @@ def document_of(value: bytes, limit: int = MAX_VALUE_BYTES) -> Any:
     Raises:
         ValueRefusedError: It is too long, too deep, no JSON, or holds a number that cannot be sent on.
     """
-    document = _decode(text_of(value, limit), Any)
+    document: Any = _decode(text_of(value, limit), object)
     _check_depth(document)
     try:
         size = len(msgspec.msgpack.encode(document))
@@ -178,8 +169,8 @@ def log_level_of(value: bytes) -> LogLevel:
     for level in LOG_LEVELS:
         if word == level:
             return level
-    if word in _LEVEL_SYNONYMS:
-        return _LEVEL_SYNONYMS[word]
+    if word in LEVEL_SYNONYMS:
+        return LEVEL_SYNONYMS[word]
     raise ValueRefusedError(f"{shown(text, _SHOWN)!r} is not one of {', '.join(LOG_LEVELS)}")
 
 
@@ -265,10 +256,10 @@ def body_reference(value: bytes) -> str | None:
     return found.group(1).lower()
 
 
-def _decode(text: str, kind: type[T] | Any) -> T:
+def _decode(text: str, kind: type[T]) -> T:
     try:
         # Nesting is bounded by the interpreter's recursion limit here and by MAX_DEPTH afterwards.
-        return msgspec.json.decode(text, type=kind)  # type: ignore[no-any-return]
+        return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ValueRefusedError(shown(f"{error}")) from error
 

@@ -17,6 +17,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     revision: int = 0
     hash: str = ""
     settings: dict[str, Any] = {}
+    rules: Any = None
     log_level: LogLevel = "info"
 
 
@@ -63,6 +64,7 @@ class ConfigurationState:
             revision=self._number,
             hash=chosen.hash,
             settings=chosen.settings,
+            rules=chosen.rules,
             log_level=chosen.log_level,
             beat_seconds=beat_seconds,
             events_per_second=events_per_second,

@@ -37,12 +37,14 @@ class Place:
         lock: Held around create-place-verify-open and around every kill.
         generation: Returns a number that every engagement of the killswitch raises.
         engaged: Returns whether the killswitch is engaged.
+        restore: Puts the aggregate caps back where a kill has lifted them. Called with the lock held.
     """
 
     cgroups: Cgroups
     lock: threading.Lock
     generation: Callable[[], int]
     engaged: Callable[[], bool]
+    restore: Callable[[], None]
 
 
 async def launch(
@@ -69,6 +71,7 @@ async def launch(
     with place.lock:
         if place.engaged():
             raise KilledError
+        place.restore()
         place.cgroups.create(request.worker, limits)
     pipes = _Pipes()
     try:

@@ -18,7 +18,7 @@ from garrison.ipc.messages import Applied, Beat, Config, Events, Log, Ready, Res
 from garrison.ipc.pacing import TokenBucket
 from garrison.supervisor import breaker as circuit
 from garrison.supervisor.breaker import Breaker, Cause
-from garrison.supervisor.cgroups.base import Limits
+from garrison.supervisor.cgroups.base import Limits, OomWatch
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.desired import WorkerDesired
 from garrison.supervisor.events.ledger import WorkerLedger
@@ -92,6 +92,7 @@ class WorkerSupervisor:
         self._log_suppressed = 0
         self._said = ""
         self._refused_limits: Limits | None = None
+        self._oom: OomWatch | None = None
         self._breach: tuple[Cause, str] | None = None
         self._frozen = False
         self._restart_wanted = False
@@ -121,7 +122,11 @@ class WorkerSupervisor:
         rate = desired.budget.events_per_second
         self._bucket.limit(rate, rate * BURST_SECONDS)
         offer = Offer(
-            revision=desired.revision, hash=desired.hash, settings=desired.settings, log_level=desired.log_level
+            revision=desired.revision,
+            hash=desired.hash,
+            settings=desired.settings,
+            rules=desired.rules,
+            log_level=desired.log_level,
         )
         if self.configuration.offers(offer):
             if self.breaker.phase in ("latched", "open"):
@@ -326,10 +331,11 @@ class WorkerSupervisor:
         self.limits = limits_of(budget)
         self._frozen = False
         self._stamp = Stamp(services.host, self.name, epoch)
+        self._watch_oom()
 
     def _request(self) -> Spawn:
         definition = self.definition
-        modules = tuple((_module_name(spec), spec) for spec in definition.modules) if not definition.command else ()
+        modules = tuple((module_name(spec), spec) for spec in definition.modules) if not definition.command else ()
         folder = os.path.join(self._services.state_dir, "workers", self.name)
         return Spawn(
             id=0,
@@ -435,6 +441,7 @@ class WorkerSupervisor:
             return
         cgroups = self._services.place.cgroups
         oom_kills = cgroups.usage(self.name).oom_kills
+        self._unwatch_oom()
         # Children that outlived it die before the pipe is drained, so that nobody writes on.
         self._kill_node()
         process.drain()
@@ -443,8 +450,7 @@ class WorkerSupervisor:
         await self._remove_node()
         breach, self._breach = self._breach, None
         if breach is None and oom_kills:
-            limit = self.limits.memory_max if self.limits is not None else None
-            breach = ("oom", f"killed by the kernel at its memory_max of {limit} bytes")
+            breach = ("oom", self._oom_text())
         self._conclude(process, breach, lost)
 
     def _conclude(self, process: WorkerProcess, breach: tuple[Cause, str] | None, lost: int) -> None:
@@ -507,6 +513,31 @@ class WorkerSupervisor:
         if self.state in (State.TRIPPED, State.LATCHED, State.FAILED):
             self._to(Event.RESET)
 
+    def _watch_oom(self) -> None:
+        # v1 kills one process of the node and leaves the rest half alive; and everybody likes to hear of it at once.
+        try:
+            self._oom = self._services.place.cgroups.oom_watch(self.name)
+        except OSError as error:
+            self._log("warning", f"no notice of an OOM kill ({error.strerror}): it is seen when the process ends")
+        if self._oom is not None:
+            asyncio.get_running_loop().add_reader(self._oom.fileno(), self._oom_seen)
+
+    def _unwatch_oom(self) -> None:
+        if self._oom is not None:
+            asyncio.get_running_loop().remove_reader(self._oom.fileno())
+            self._oom.close()
+            self._oom = None
+
+    def _oom_seen(self) -> None:
+        if self._oom is not None:
+            self._oom.drain()
+            if self._services.place.cgroups.usage(self.name).oom_kills:
+                self.trip("oom", self._oom_text())
+
+    def _oom_text(self) -> str:
+        limit = self.limits.memory_max if self.limits is not None else None
+        return f"killed by the kernel at its memory_max of {limit} bytes"
+
     async def _remove_node(self) -> None:
         cgroups = self._services.place.cgroups
         for _ in range(int(REMOVE_SECONDS / REMOVE_STEP_SECONDS)):
@@ -563,7 +594,7 @@ class WorkerSupervisor:
         return asyncio.get_running_loop().time()
 
 
-def _module_name(spec: str) -> str:
+def module_name(spec: str) -> str:
     """Return the short name of a module's spec: ``process``, or the class name in lower case."""
     return spec.rpartition(":")[2].lower() if ":" in spec else spec
 

@@ -54,6 +54,7 @@ class ProcessCache:
         if parent is not None and parent.exited is None:
             child.image = parent.image
             child.stamp = parent.stamp
+            child.shell = parent.shell
         self.put(child)
         return child
 

@@ -293,9 +293,7 @@ def open_connector(buffer_bytes: int, timeout: float = 2.0) -> Connector:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         program = socket_filter()
         code = array.array("B", b"".join(struct.pack("=HBBI", *step) for step in program))
-        sock.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), code.buffer_info()[0])
-        )
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), code.buffer_info()[0]))
         sock.bind((0, CN_IDX_PROC))
         connector.subscribe(timeout)
     except OSError as error:

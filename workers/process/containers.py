@@ -50,10 +50,9 @@ def container_of(text: str) -> Container | None:
 
 
 def _of_path(path: str) -> Container | None:
-    last = None
-    for last in _HEX_ID.finditer(path):
-        pass
-    if last is not None:
+    ids = list(_HEX_ID.finditer(path))
+    if ids:
+        last = ids[-1]
         start = last.start(1)
         segment = path.rfind("/", 0, start)
         if any(name in path[segment + 1 : start] or path.startswith(name, start) for name in _MANAGERS):

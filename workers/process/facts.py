@@ -57,8 +57,10 @@ class Process(msgspec.Struct, kw_only=True, gc=False):
         stamp: Tells one exec from the next (see `procfs.Stat`); 0 where it is not known.
         image: What it executes; None where that is not known.
         forked: It has not executed anything of its own: `image` is its parent's.
+        shell: `image` is a shell.
         exited: Monotonic seconds at which it ended, None while it lives.
         alerted: Bits of the rules that have alerted for it since its last exec.
+        links: Where its standard input and output led when they were last looked at.
     """
 
     pid: int
@@ -67,5 +69,7 @@ class Process(msgspec.Struct, kw_only=True, gc=False):
     stamp: int = 0
     image: Image | None = None
     forked: bool = False
+    shell: bool = False
     exited: float | None = None
     alerted: int = 0
+    links: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ Every fact may be missing. Names that are no UTF-8 keep their bytes through surr
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from garrison.workers.process.containers import Container, container_of
@@ -281,8 +282,10 @@ def _login_uid(directory: int) -> int:
 
 
 def _container(directory: int) -> Container | None:
-    data = _read(directory, "cgroup", 4096)
-    # Most processes of most hosts are in none: look closer only where a path has an id or a known word.
-    if len(data) < 40:
-        return None
+    return _container_of(_read(directory, "cgroup", 4096))
+
+
+@lru_cache(maxsize=128)
+def _container_of(data: bytes) -> Container | None:
+    """Siblings have the same text: looking it up is cheaper than reading it again."""
     return container_of(data.decode("utf-8", "replace"))

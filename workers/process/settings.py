@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -65,9 +65,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     receive_buffer_bytes: Annotated[
         int, Meta(ge=4096, le=64 * 1024 * 1024, description="Receive buffer of the proc connector, bytes.")
     ] = 2 * 1024 * 1024
-    cache_size: Annotated[
-        int, Meta(ge=64, le=65536, description="Processes whose facts are remembered.")
-    ] = 4096
+    cache_size: Annotated[int, Meta(ge=64, le=65536, description="Processes whose facts are remembered.")] = 4096
     exec_events: Annotated[
         bool, Meta(description="Report each exec. Without it only alerts and the worker's own state leave.")
     ] = True
@@ -75,20 +73,22 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     exit_events: Annotated[bool, Meta(description="Report exits of processes too.")] = False
     exclude_executables: Annotated[
         Paths,
-        Meta(description="Executables whose exec is not reported; a path that ends in `/` covers all below it. "
-             "Alerts still come."),
+        Meta(
+            description="Executables whose exec is not reported; a path that ends in `/` covers all below it. "
+            "Alerts still come."
+        ),
     ] = ()
-    temporary_paths: Annotated[
-        Paths, Meta(description="Folders from which nothing should be executed.")
-    ] = TEMPORARY
+    temporary_paths: Annotated[Paths, Meta(description="Folders from which nothing should be executed.")] = TEMPORARY
     temporary_allow: Annotated[
         Paths,
-        Meta(description="Executables or scripts in those folders that are fine; a path that ends in `/` covers all "
-             "below it."),
+        Meta(
+            description="Executables or scripts in those folders that are fine; a path that ends in `/` covers all "
+            "below it."
+        ),
     ] = ()
-    hidden_allow: Annotated[
-        Names, Meta(description="Hidden folders in which executables are normal, by name.")
-    ] = HIDDEN_ALLOWED
+    hidden_allow: Annotated[Names, Meta(description="Hidden folders in which executables are normal, by name.")] = (
+        HIDDEN_ALLOWED
+    )
     hidden_paths_allow: Annotated[
         Paths,
         Meta(description="Hidden executables that are fine; a path that ends in `/` covers all below it."),
@@ -98,13 +98,16 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     ] = True
     deleted_allow: Annotated[
         Paths,
-        Meta(description="Executables that may be deleted while they run; a path that ends in `/` covers all below "
-             "it."),
+        Meta(
+            description="Executables that may be deleted while they run; a path that ends in `/` covers all below it."
+        ),
     ] = ()
     deleted_replaced: Annotated[
         bool,
-        Meta(description="Also alert where another file is now at the deleted executable's path, as after each "
-             "package upgrade."),
+        Meta(
+            description="Also alert where another file is now at the deleted executable's path, as after each "
+            "package upgrade."
+        ),
     ] = False
     memfd_allow: Annotated[
         Names,
@@ -126,43 +129,13 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     ] = 60.0
     alerts_per_minute: Annotated[
         float,
-        Meta(ge=1, le=6000, description="Most alerts a minute, with a burst of as many; for high severities a second "
-             "allowance of the same size."),
+        Meta(
+            ge=1,
+            le=6000,
+            description="Most alerts a minute, with a burst of as many; for high severities a second "
+            "allowance of the same size.",
+        ),
     ] = 60.0
     stats_seconds: Annotated[
         float, Meta(ge=0, le=86400, description="Seconds between two metric events with the counters; 0: none.")
     ] = 300.0
-
-
-def settings_table() -> str:
-    """Return the settings as a Markdown table: name, default, range, meaning."""
-    rows = ["| setting | default | range | meaning |", "|---|---|---|---|"]
-    for field in msgspec.inspect.type_info(Config).fields:  # type: ignore[attr-defined]
-        kind = field.type
-        note = ""
-        if isinstance(kind, msgspec.inspect.Metadata):
-            note = (kind.extra_json_schema or {}).get("description", "")
-            kind = kind.type
-        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-        rows.append(f"| `{field.encode_name}` | {_shown(default)} | {_range(kind)} | {note} |")
-    return "\n".join(rows) + "\n"
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ", ".join(f"`{item}`" for item in default) or "none"
-    return f"`{msgspec.json.encode(default).decode()}`"
-
-
-def _range(kind: Any) -> str:
-    inspect = msgspec.inspect
-    if isinstance(kind, inspect.BoolType):
-        return "true or false"
-    if isinstance(kind, inspect.LiteralType):
-        return ", ".join(f"`{value}`" for value in sorted(kind.values))
-    if isinstance(kind, inspect.IntType | inspect.FloatType):
-        return f"{kind.ge:g} to {kind.le:g}" if isinstance(kind, inspect.FloatType) else f"{kind.ge} to {kind.le}"
-    if isinstance(kind, inspect.VarTupleType):
-        item = "absolute paths" if getattr(kind.item_type, "pattern", None) else "names"
-        return f"up to {kind.max_length} {item}"
-    return ""

@@ -51,7 +51,7 @@ class Applying:
         self,
         modules: Sequence[ModuleThread],
         names: Sequence[str],
-        report: Callable[[Applied], None],
+        report: Callable[[Applied], object],
         changed: Callable[[], None],
         log: PipeLogger,
     ) -> None:
@@ -69,15 +69,12 @@ class Applying:
         self.started = False
         """True once the modules were started, which the first configuration does."""
 
-    def offer(self, config: Config, now: float) -> None:
-        """Take a configuration from the master. One that waits for its turn is replaced: the latest one wins.
+    def offer(self, config: Config) -> None:
+        """Take a configuration from the master; `step` goes on with it.
 
-        Args:
-            config: What came.
-            now: Monotonic seconds.
+        One that still waits for its turn is replaced and gets no answer: the latest one wins.
         """
         self._next = config
-        self.step(now)
 
     def step(self, now: float) -> None:
         """Go on as far as the modules have got; `now` is monotonic seconds."""
@@ -179,7 +176,10 @@ class Applying:
             round_.done.append(module)
         for module in reversed(round_.done):
             old = self._in_force[module.name]
-            if old is not None:
+            if old is None:
+                # Its very first configuration, and no defaults to go back to: it keeps what it can run on.
+                self._in_force[module.name] = round_.new[module.name]
+            else:
                 module.mailbox.offer(Change(old, old, self._changed, rollback=True))
         self._refused(round_.config, error)
 
@@ -207,5 +207,5 @@ class Applying:
 def _same(new: object, old: object) -> bool:
     try:
         return bool(new == old)
-    except Exception:  # a comparison of a module's own that fails: then it is offered
+    except Exception:  # noqa: BLE001  # a comparison of a module's own that fails: then it is offered
         return False

@@ -122,6 +122,11 @@ class ModuleThread:
         """True while the thread runs."""
         return self._thread.is_alive()
 
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread, that many seconds at most. It may never have been started."""
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, seconds))
+
     def beat(self, now: float, error_characters: int = 512) -> ModuleBeat:
         """Return the module's part of a beat; `now` is monotonic seconds."""
         if self._cpu_clock is not None:
@@ -159,11 +164,17 @@ class ModuleThread:
     def _attempt(self, change: Change | None) -> None:
         """Run the module once, from `init` to `shutdown`, and wait where that ended in a failure."""
         self._started_at = time.monotonic()
+        if change is not None:
+            self._config = change.old
         try:
             failure = self._run(change)
         # Also what is no Exception: a thread that ends by SystemExit would leave a worker that looks well.
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             failure = error
+        if change is not None and change.outcome is None:
+            # Not the configuration's fault as far as anybody knows: it stays, and the next start has it too.
+            self._commit(change)
+        self.came_up = True
         if failure is None or self.mailbox.stopping:
             if failure is not None:
                 self.log.error("failed while stopping: %s", trace(failure))
@@ -201,15 +212,17 @@ class ModuleThread:
         try:
             self._init(module, box, change)
             self._state = "running"
+            self.came_up = True
             self._changed()
             module.run(box)
             if not box.stopping:
                 raise ReturnedEarlyError("run returned although nothing told it to stop")
-        except BaseException as error:
+        # Caught here so that `shutdown` comes after every failure; `_attempt` deals with it.
+        except BaseException as error:  # noqa: BLE001
             failure = error
         try:
             module.shutdown(box)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             self.log.error("shutdown failed: %s", trace(error))
         return failure
 
@@ -220,12 +233,6 @@ class ModuleThread:
             if change is not None:
                 change.refuse(str(error))
             raise
-        except BaseException:
-            # Not the configuration's fault as far as anybody knows: it stays, and the next start has it too.
-            self._commit(change)
-            raise
-        finally:
-            self.came_up = True
         if not self._commit(change):
             raise RuntimeError("its configuration was withdrawn while it started")
 

@@ -11,6 +11,7 @@ from garrison.workers.runtime.module import ConfigError, Module
 
 _UNKNOWN = "Object contains unknown field `"
 _AT = " - at `"
+_KEY = "key` in `"
 
 
 def check(kinds: Mapping[str, type[Module]], names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def check_one(name: str, kind: type[Module], table: object) -> Any:
 def _explain(config: type[msgspec.Struct], text: str) -> str:
     """Turn msgspec's message into one that starts with the field and names the nearest one where it is unknown."""
     what, _, path = text.partition(_AT)
+    if path.startswith(_KEY):
+        path, what = path.removeprefix(_KEY), f"a key of it: {what}"
     path = path.rstrip("`").removeprefix("$").removeprefix(".")
     if not what.startswith(_UNKNOWN):
         what = what[:1].lower() + what[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Final
+from typing import Final
 
 from garrison.ipc.messages import PRIORITIES, Priority
 from garrison.workers.runtime.encoding import UnencodableError, encode_line
@@ -35,18 +35,16 @@ class Emitter:
         # own lock: the writer must never wait for a document to be encoded.
         self._turn = threading.Lock()
 
-    def emit(self, event: dict[str, Any], priority: Priority | None, timestamp: str) -> bool:
+    def emit(self, event: object, priority: Priority | None, timestamp: str) -> bool:
         """Queue an event. False: the outbox was full; it is dropped and counted.
 
         Raises:
             NotSentError: It is too large or has no JSON form; dropped and counted.
             ValueError: There is no such priority; no number was used.
         """
-        inner = event.get("event") if isinstance(event, dict) else None
-        if not isinstance(inner, dict):
-            inner = {}
+        inner: object = event.get("event", {}) if isinstance(event, dict) else None
         if priority is None:
-            kind = inner.get("kind")
+            kind = inner.get("kind") if isinstance(inner, dict) else None
             priority = _BY_KIND.get(kind, "event") if isinstance(kind, str) else "event"
         elif priority not in PRIORITIES:
             raise ValueError(f"no priority {priority!r}; there are {', '.join(PRIORITIES)}")
@@ -64,16 +62,16 @@ class Emitter:
                 )
             return self._outbox.put(priority, line, now)
 
-    def _encode(self, event: dict[str, Any], inner: dict[str, Any], number: int, timestamp: str) -> bytes:
+    def _encode(self, event: object, inner: object, number: int, timestamp: str) -> bytes:
         if not isinstance(event, dict):
             raise UnencodableError(f"an event is a dict, not {type(event).__name__}")
-        if event.get("event", inner) is not inner:
-            raise UnencodableError(f"its field 'event' is a dict, not {type(event['event']).__name__}")
+        if not isinstance(inner, dict):
+            raise UnencodableError(f"its field 'event' is a dict, not {type(inner).__name__}")
         # Copies of two small dicts: a module may keep what it passed, and emit it again.
         filled = {"module": self._worker, **inner, "sequence": number}
         return encode_line({"@timestamp": timestamp, **event, "event": filled})
 
 
-def _describe(inner: dict[str, Any]) -> str:
-    action = inner.get("action")
+def _describe(inner: object) -> str:
+    action = inner.get("action") if isinstance(inner, dict) else None
     return repr(action)[:128] if isinstance(action, str) else "without action"

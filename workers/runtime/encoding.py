@@ -15,10 +15,10 @@ class UnencodableError(ValueError):
 
 
 def encode_line(document: Mapping[str, Any]) -> bytes:
-    """Return a document as one line of JSON with its newline.
+    r"""Return a document as one line of JSON with its newline.
 
     File names that are no UTF-8 come from Python as lone surrogates, which JSON cannot carry: each such byte
-    is written as ``\\xNN``. Bytes objects become base64, sets arrays, paths and exceptions text.
+    is written as ``\xNN``. Bytes objects become base64, sets arrays, paths and exceptions text.
 
     Raises:
         UnencodableError: Some object in it has no JSON form.
@@ -80,7 +80,7 @@ def sanitise(value: Any) -> Any:
 
 
 def utf8(text: str) -> str:
-    """Return the text with every lone surrogate replaced: a smuggled byte by ``\\xNN``, others by ``\\uNNNN``."""
+    r"""Return the text with every lone surrogate replaced: a smuggled byte by ``\xNN``, others by ``\uNNNN``."""
     try:
         raw = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

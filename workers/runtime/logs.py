@@ -94,20 +94,20 @@ class PipeLogger:
             self._suppressed += counted
 
 
-def _format(message: str, args: tuple[object, ...]) -> str:
+def _format(message: object, args: tuple[object, ...]) -> str:
     try:
-        text = message % args if args else message
+        text = str(message) % args if args else str(message)
     # A wrong format must not end a detection; nor may the __str__ of what is to be logged.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         text = f"{message!r} (cannot be formatted: {type(error).__name__})"
-    return printable(text if isinstance(text, str) else repr(text), MESSAGE_BYTES)
+    return printable(text, MESSAGE_BYTES)
 
 
 def describe(error: BaseException, limit: int = 512) -> str:
     """Return type and text of an exception as one line of at most `limit` bytes."""
     try:
         text = str(error)
-    except Exception as second:  # its own __str__ fails: then the type has to do
+    except Exception as second:  # noqa: BLE001  # its own __str__ fails: then the type has to do
         text = f"(no text: {type(second).__name__})"
     return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
 

@@ -191,9 +191,7 @@ class Outbox:
                 ranges, first, lines = queue.take()
                 if priority not in _URGENT and queue.next_out == queue.next_in:
                     self._flushed_at = now
-                return Events(
-                    priority=priority, first=first, count=len(lines), data=b"".join(lines), dropped=ranges
-                )
+                return Events(priority=priority, first=first, count=len(lines), data=b"".join(lines), dropped=ranges)
             return None
 
     def next_flush(self, now: float) -> float | None:

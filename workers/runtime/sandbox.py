@@ -6,7 +6,7 @@ import math
 import select
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from garrison.ipc.messages import Priority, Result
 from garrison.ipc.pacing import TokenBucket
@@ -15,11 +15,9 @@ from garrison.workers.runtime.emitter import Emitter, NotSentError
 from garrison.workers.runtime.encoding import printable
 from garrison.workers.runtime.logs import PipeLogger, describe, trace
 from garrison.workers.runtime.mailbox import Change, Mailbox
+from garrison.workers.runtime.module import Clock, ConfigError, Logger, Module
 from garrison.workers.runtime.tasks import perform
 from garrison.workers.runtime.tickers import Tickers
-
-if TYPE_CHECKING:
-    from garrison.workers.runtime.module import Module
 
 _LONGEST_POLL_MS = 2**31 - 1
 _READABLE = select.POLLIN | select.POLLPRI
@@ -64,8 +62,8 @@ class ModuleSandbox:
         self.name = name
         self.worker = worker
         self.config = config
-        self.clock = CoarseClock()
-        self.log = log
+        self.clock: Clock = CoarseClock()
+        self.log: Logger = log
         self.state_dir = state_dir
         self._module = module
         self._mailbox = mailbox
@@ -185,9 +183,11 @@ class ModuleSandbox:
             if change.rollback:
                 self._take(change.new)
                 raise RestartNeededError(f"it did not go back to its old configuration: {describe(error)}") from error
-            if not isinstance(error, ValueError):  # ConfigError is one: the operator's fault, not the module's
+            if isinstance(error, ConfigError):
+                change.refuse(str(error))
+            else:
                 self.log.error("reconfigure failed: %s", trace(error))
-            change.refuse(describe(error) if not isinstance(error, ValueError) else str(error))
+                change.refuse(describe(error))
             if self.config is not change.old:
                 self._go_back(change.old)
             return

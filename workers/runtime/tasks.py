@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from garrison.ipc.messages import Result, Task
 from garrison.workers.runtime.encoding import printable, sanitise
 from garrison.workers.runtime.logs import describe
-
-if TYPE_CHECKING:
-    from garrison.workers.runtime.module import Module, Sandbox
+from garrison.workers.runtime.module import Module, Sandbox
 
 RESULT_BYTES: Final = 32 * 1024
 """Largest value of a result, encoded."""
@@ -33,7 +31,7 @@ def perform(task: Task, module: Module, box: Sandbox) -> Result:
     except LookupError as error:
         return refused(task, _text(error))
     # A task is the operator's question; a wrong one must not end the detection that runs beside it.
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001
         return refused(task, f"task {task.task!r} failed: {describe(error)}")
     try:
         return Result(id=task.id, ok=True, value=_portable(value))

@@ -1,0 +1,292 @@
+"""The commands and their options. Each imports what it needs when it is called, so that help comes at once."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated, NoReturn
+
+import typer
+
+from garrison.fleet.cli import exits
+from garrison.fleet.cli.context import Target
+from garrison.fleet.cli.exits import guarded
+
+_CLICK_USAGE = 2
+"""What the command-line library ends with after an error of usage."""
+
+app = typer.Typer(
+    name="garrison",
+    help="Look at and control the Garrison agent of this host.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+class Kind(StrEnum):
+    """The kinds of events, by falling importance."""
+
+    alert = "alert"
+    state = "state"
+    event = "event"
+    metric = "metric"
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="The agent's configuration file: tells where its socket is."
+        ),
+    ] = None,
+    socket: Annotated[
+        str | None, typer.Option("--socket", metavar="PATH", help="The control socket; no configuration is read.")
+    ] = None,
+) -> None:
+    """Look at and control the Garrison agent of this host."""
+    context.obj = Target(config, socket)
+
+
+def _complete_worker(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the agent's workers for the shell; an agent that does not answer at once has none to offer."""
+    from garrison.fleet.cli.exits import CliError
+    from garrison.supervisor.control.protocol import ControlError
+    from garrison.supervisor.control.status import StatusReport
+
+    top = context.parent.params if context.parent else {}
+    try:
+        client = Target(top.get("config"), top.get("socket")).client(timeout=0.5)
+        report = client.call_as(StatusReport, "status")
+    except (ControlError, CliError):
+        return []
+    return [worker.name for worker in report.workers if worker.name.startswith(incomplete)]
+
+
+Workers = Annotated[
+    list[str], typer.Argument(metavar="WORKER...", help="Names of workers.", autocompletion=_complete_worker)
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until each worker has got there.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0.1, max=3600.0, help="How long to wait for each worker.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def _finish(code: int) -> None:
+    if code != exits.OK:
+        raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Print it again every so often, until Ctrl-C.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.2, max=3600.0, help="How often, with --watch.")
+    ] = 2.0,
+) -> None:
+    """Show the agent and its workers.
+
+    Ends with 0 when all is well and with 3 when something needs attention: the killswitch is engaged, a worker is
+    tripped, latched or failed, or a configuration was rejected. A store that cannot be reached is shown but is no
+    reason for 3: the agent is made to go on without it.
+
+    With --json the agent's own document is printed and the exit code is 0 whenever there is one: whoever reads it
+    judges by its content.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import status as command
+
+        if as_json and watch:
+            raise exits.CliError("--json and --watch do not go together", "use one of them", exits.USAGE)
+        return command.watch(context.obj, interval) if watch else command.show(context.obj, as_json)
+
+    _finish(guarded(run))
+
+
+def _change(context: typer.Context, command: str, workers: list[str], wait: bool, timeout: float) -> None:
+    def run() -> int:
+        from garrison.fleet.cli import workers as implementation
+
+        return implementation.run(context.obj, command, workers, wait, timeout)
+
+    _finish(guarded(run))
+
+
+@app.command()
+def start(context: typer.Context, workers: Workers, wait: Wait = True, timeout: Timeout = 30.0) -> None:
+    """Start workers, taking back a local stop or freeze.
+
+    A stop or freeze that comes from the store stays in force: the command then names the key that decides and
+    ends with 1.
+    """
+    _change(context, "start", workers, wait, timeout)
+
+
+@app.command()
+def stop(context: typer.Context, workers: Workers, wait: Wait = True, timeout: Timeout = 30.0) -> None:
+    """Stop workers.
+
+    A local stop outlives restarts of the agent and of the host, and wins over a start in the store. `garrison start`
+    takes it back.
+    """
+    _change(context, "stop", workers, wait, timeout)
+
+
+@app.command()
+def freeze(context: typer.Context, workers: Workers, wait: Wait = True, timeout: Timeout = 30.0) -> None:
+    """Freeze workers.
+
+    They keep their memory and get no CPU time until `garrison thaw`.
+    """
+    _change(context, "freeze", workers, wait, timeout)
+
+
+@app.command()
+def thaw(context: typer.Context, workers: Workers, wait: Wait = True, timeout: Timeout = 30.0) -> None:
+    """Let frozen workers go on.
+
+    A freeze that comes from the store stays in force: the command then names the key that decides and ends with 1.
+    """
+    _change(context, "thaw", workers, wait, timeout)
+
+
+@app.command()
+def reset(context: typer.Context, workers: Workers, wait: Wait = True, timeout: Timeout = 30.0) -> None:
+    """Close the breaker of workers.
+
+    Those that are tripped or latched run again at once, and their trips are forgotten.
+    """
+    _change(context, "reset", workers, wait, timeout)
+
+
+@app.command()
+def kill(
+    context: typer.Context,
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; the status shows it. Up to 512 characters.")
+    ] = "",
+) -> None:
+    """Kill all workers now, and keep them dead.
+
+    Engages the killswitch of this host, which outlives restarts of the agent and of the host. Prints how long it
+    took, as the agent measured it.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import killswitch
+
+        return killswitch.kill(context.obj, reason)
+
+    _finish(guarded(run))
+
+
+@app.command()
+def release(context: typer.Context) -> None:
+    """Take back `garrison kill`.
+
+    Where the store or the killswitch file engages it as well the workers stay dead: the command names each of them,
+    says how to release it, and ends with 1.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import killswitch
+
+        return killswitch.release(context.obj)
+
+    _finish(guarded(run))
+
+
+@app.command()
+def events(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events, until Ctrl-C.")] = False,
+    last: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=0, max=1000, help="How many past events to begin with.")
+    ] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as the JSON line that it is.")] = False,
+    worker: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--worker",
+            "-w",
+            metavar="WORKER",
+            help="Only of this worker; may be repeated.",
+            autocompletion=_complete_worker,
+        ),
+    ] = None,
+    kind: Annotated[
+        list[Kind] | None,
+        typer.Option("--kind", "-k", metavar="|".join(Kind), help="Only of this kind; may be repeated."),
+    ] = None,
+) -> None:
+    """Show what the workers report.
+
+    A line for each event: time (UTC), kind, worker, action, rule, and who did what to what.
+
+    Events are what processes on this host make of them, so characters that could steer the terminal are shown as
+    escapes, and long fields are cut; --json prints them whole. The agent keeps a small number of past events in
+    memory; all of them are where the sink puts them.
+
+    Whoever reads too slowly misses events, never the sink: a line on standard error says how many, and without
+    --follow the exit code is 1. With --follow it ends with 130 on Ctrl-C and with 69 when the agent ends.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import events as command
+
+        kinds = [one.value for one in kind or ()]
+        return command.show(
+            context.obj, follow=follow, last=last, kinds=kinds, workers=list(worker or ()), as_json=as_json
+        )
+
+    _finish(guarded(run))
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Check what this host can enforce.
+
+    Says what it cannot, which fallback is in use then, and how to mend it. Needs no running agent; run it as the
+    user that the agent runs as, usually root. Ends with 1 when a check failed; warnings are not failures.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import doctor as command
+
+        return command.show(context.obj, as_json)
+
+    _finish(guarded(run))
+
+
+@app.command()
+def version(context: typer.Context) -> None:
+    """Show the command's and the agent's version."""
+
+    def run() -> int:
+        from garrison.fleet.cli import version as command
+
+        return command.show(context.obj)
+
+    _finish(guarded(run))
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    code: int | str | None
+    try:
+        app(prog_name="garrison")
+        code = exits.OK
+    except SystemExit as end:
+        code = exits.USAGE if end.code == _CLICK_USAGE else end.code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        exits.discard_stdout()
+    sys.exit(code)

@@ -1,0 +1,181 @@
+"""What the control socket's operations do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from garrison.supervisor import logs
+from garrison.supervisor.control.protocol import ControlError, Dropped, VersionResult, unknown_worker
+from garrison.supervisor.control.server import Peer
+from garrison.supervisor.control.status import KillswitchResult, WorkerResult
+from garrison.supervisor.events.queue import Batch
+from garrison.supervisor.version import VERSION
+
+if TYPE_CHECKING:
+    from garrison.supervisor.agent import Agent
+    from garrison.supervisor.worker.supervisor import WorkerSupervisor
+
+SETTLE_SECONDS = 15.0
+"""How long an operation waits for a worker to reach what was asked for."""
+EMPTY_SECONDS = 10.0
+STEP_SECONDS = 0.001
+SAVE_SECONDS = 2.0
+SUBSCRIBER_BATCHES = 256
+"""Batches that may wait for one ``events -f``; more are dropped and counted for it."""
+
+_log = logs.get("control")
+
+
+class Operations:
+    """Carries out the requests of operators on this host.
+
+    Args:
+        agent: The agent that is steered.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    async def __call__(self, op: str, args: dict[str, Any], peer: Peer) -> object | AsyncIterator[object]:
+        """Carry out one request.
+
+        Raises:
+            ControlError: It could not be; the text says why.
+        """
+        if op == "status":
+            return self._agent.status()
+        if op == "version":
+            return VersionResult(VERSION)
+        if op == "events":
+            return self._events(**args)
+        who = f"uid {peer.uid}, pid {peer.pid}"
+        _log.notice("%s asked for by %s: %s", op, who, args)
+        if op == "kill":
+            return await self._kill(args["reason"], who)
+        if op == "release":
+            return await self._release()
+        return await self._steer(op, self._worker(args["worker"]))
+
+    def _worker(self, name: str) -> WorkerSupervisor:
+        worker = self._agent.workers.get(name)
+        if worker is None:
+            raise unknown_worker(name, self._agent.workers)
+        return worker
+
+    async def _steer(self, op: str, worker: WorkerSupervisor) -> WorkerResult:
+        agent, name = self._agent, worker.name
+        if op == "reset":
+            worker.reset()
+        elif op == "thaw":
+            if agent.reconciler.overrides.get(name) == "freeze":
+                agent.override(name, None)
+        else:
+            agent.override(name, None if op == "start" else "freeze" if op == "freeze" else "stop")
+        settled = await worker.settle(SETTLE_SECONDS)
+        message = "" if settled else f"not settled after {SETTLE_SECONDS:.0f} s"
+        if op != "reset":
+            message = "; ".join(filter(None, (message, await self._saved())))
+        return WorkerResult(
+            name=name,
+            state=worker.state.value,
+            desired=worker.desired.action,
+            desired_by=worker.desired.decided_by,
+            message=message,
+        )
+
+    async def _kill(self, reason: str, who: str) -> KillswitchResult:
+        agent = self._agent
+        begin = asyncio.get_running_loop().time()
+        processes = len(agent.cgroups.members(None))
+        agent.killswitch.engage_local(reason, by=who)
+        deadline = begin + EMPTY_SECONDS
+        while agent.cgroups.members(None) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(STEP_SECONDS)
+        milliseconds = 1000.0 * (asyncio.get_running_loop().time() - begin)
+        if left := list(agent.cgroups.members(None)):
+            raise ControlError(
+                f"the killswitch is engaged, but these processes are still there: {left[:10]}",
+                "they hang in the kernel; look at /proc/PID/stack",
+            )
+        for worker in agent.workers.values():
+            await worker.settle(SETTLE_SECONDS)
+        return self._killswitch(milliseconds, processes, await self._saved())
+
+    async def _release(self) -> KillswitchResult:
+        agent = self._agent
+        begin = asyncio.get_running_loop().time()
+        agent.killswitch.release_local()
+        # The flag falls in a later turn of the loop.
+        while agent.killswitch.engaged and agent.killswitch.pending is not None:
+            if agent.killswitch.pending.delay_seconds > 0:
+                break
+            await asyncio.sleep(STEP_SECONDS)
+        milliseconds = 1000.0 * (asyncio.get_running_loop().time() - begin)
+        if not agent.killswitch.engaged:
+            for worker in agent.workers.values():
+                await worker.settle(SETTLE_SECONDS)
+        return self._killswitch(milliseconds, 0, await self._saved())
+
+    def _killswitch(self, milliseconds: float, processes: int, message: str) -> KillswitchResult:
+        described = self._agent.status().agent.killswitch
+        return KillswitchResult(
+            engaged=described.engaged,
+            scopes=described.scopes,
+            reason=described.reason,
+            milliseconds=round(milliseconds, 3),
+            processes=processes,
+            message=message,
+        )
+
+    async def _saved(self) -> str:
+        """Wait for the decision to be on disk; returns "" or what is wrong with that."""
+        return await asyncio.to_thread(self._agent.writer.settle, SAVE_SECONDS)
+
+    async def _events(
+        self, follow: bool, last: int, kinds: list[str], workers: list[str]
+    ) -> AsyncIterator[object]:
+        queue: asyncio.Queue[Batch] = asyncio.Queue(SUBSCRIBER_BATCHES)
+        dropped = 0
+
+        def take(batch: Batch) -> None:
+            nonlocal dropped
+            try:
+                queue.put_nowait(batch)
+            except asyncio.QueueFull:
+                dropped += batch.count
+
+        def wanted(batch: Batch) -> bool:
+            return (not kinds or batch.priority in kinds) and (not workers or batch.worker in workers)
+
+        tap = self._agent.pipeline.tap
+        unsubscribe = tap.subscribe(take) if follow else None
+        try:
+            lines: list[bytes] = []
+            for batch in tap.recent():
+                if wanted(batch):
+                    lines += batch.data.splitlines()
+            for line in lines[-last:] if last else []:
+                yield _item(line)
+            while follow:
+                batch = await queue.get()
+                if dropped:
+                    count, dropped = dropped, 0
+                    yield Dropped(count)
+                if wanted(batch):
+                    for line in batch.data.splitlines():
+                        yield _item(line)
+        finally:
+            if unsubscribe is not None:
+                unsubscribe()
+
+
+def _item(line: bytes) -> object:
+    """Return an event for the stream: as it is where it is JSON, else what is wrong with it."""
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return {"event": {"kind": "event", "action": "unreadable"}, "message": line[:1000].decode("utf-8", "replace")}

@@ -1,0 +1,143 @@
+"""What the agent keeps on disk across restarts, and the thread that writes it.
+
+Two files: what was decided on this host (killswitch, local stops), and what was last known from the store.
+Writing happens behind the loop's back; the latest document of each file wins. A disk that is full or
+read-only costs the memory of the last documents and a line in the status, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import msgspec
+
+from garrison.ipc.pacing import backoff
+from garrison.supervisor import statefile
+from garrison.supervisor.desired import Memory
+from garrison.supervisor.killswitch import KillState
+from garrison.supervisor.stores.base import Snapshot
+from garrison.supervisor.worker.configuration import Offer
+
+LOCAL_FILE = "local.json"
+CACHE_FILE = "cache.json"
+MAX_BYTES = 16 * 1024 * 1024
+"""Largest state file; a store that says more to one host is not cached, and the status says so."""
+RETRY_BASE_SECONDS = 1.0
+RETRY_CAP_SECONDS = 60.0
+
+T = TypeVar("T", bound=msgspec.Struct)
+Override = Literal["stop", "freeze"]
+
+
+class LocalState(msgspec.Struct, kw_only=True):
+    """What operators decided on this host, and the killswitch as it was last known."""
+
+    killswitch: KillState = msgspec.field(default_factory=KillState)
+    overrides: dict[str, Override] = {}
+
+
+class CachedState(msgspec.Struct, kw_only=True):
+    """What the store last said, what was accepted of it, and the numbers that must not start again.
+
+    ``saved_at`` is in seconds since the epoch: for people, who ask how old the cache is.
+    """
+
+    snapshot: Snapshot | None = None
+    memory: Memory | None = None
+    taken: dict[str, Offer] = {}
+    epochs: dict[str, int] = {}
+    saved_at: float = 0.0
+
+
+def read(folder: str, name: str, kind: type[T]) -> tuple[T | None, str]:
+    """Return a state file's document, or None and why it cannot be used ("" where there simply is none)."""
+    path = os.path.join(folder, name)
+    try:
+        return statefile.read(path, kind, max_bytes=MAX_BYTES), ""
+    except statefile.StateFileError as error:
+        return None, "" if error.reason == "missing" else str(error)
+
+
+class StateWriter:
+    """Writes state files from a thread of its own.
+
+    Args:
+        folder: Where they are.
+        host: Host name, for the jitter of retries.
+        on_trouble: Called from the thread with the text of a failure, and with "" when it is over.
+    """
+
+    def __init__(self, folder: str, host: str, on_trouble: Callable[[str], None]) -> None:
+        self.error = ""
+        self._folder = folder
+        self._host = host
+        self._on_trouble = on_trouble
+        self._pending: dict[str, msgspec.Struct] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._busy = False
+        self._thread = threading.Thread(target=self._run, name="garrison-state", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def save(self, name: str, document: msgspec.Struct) -> None:
+        """Have a document written soon; it must not be changed any more."""
+        with self._changed:
+            self._pending[name] = document
+            self._changed.notify_all()
+
+    def settle(self, seconds: float) -> str:
+        """Wait until everything is written. Returns "" or what is wrong. Not for the loop's thread."""
+        with self._changed:
+            done = self._changed.wait_for(lambda: self.error or not (self._pending or self._busy), seconds)
+            return self.error if self.error or done else f"the state was not written within {seconds:g} s"
+
+    def close(self, seconds: float) -> None:
+        """Write what is pending within `seconds` and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._pending or self._closing)
+                if not self._pending:
+                    return
+                name = next(iter(self._pending))
+                document = self._pending.pop(name)
+                self._busy = True
+            error = self._write(name, document)
+            with self._changed:
+                if error and not self._closing:
+                    self._pending.setdefault(name, document)
+                changed, self.error = error != self.error, error
+                self._changed.notify_all()
+            if changed:
+                self._on_trouble(error)
+            if not error:
+                failures = 0
+                continue
+            wait = backoff(failures, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, identity=(self._host, "state"))
+            failures += 1
+            deadline = time.monotonic() + wait
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, deadline - time.monotonic())
+
+    def _write(self, name: str, document: msgspec.Struct) -> str:
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            statefile.write(os.path.join(self._folder, name), document, max_bytes=MAX_BYTES)
+        except (OSError, statefile.StateFileError) as error:
+            return f"state is not saved and would be lost in a restart: {error}"
+        return ""

@@ -1,0 +1,82 @@
+"""Fills the status document from the living parts of the agent."""
+
+from __future__ import annotations
+
+from garrison.supervisor import breaker as circuit
+from garrison.supervisor.cgroups.base import Cgroups
+from garrison.supervisor.control.status import (
+    BreakerStatus,
+    ConfigStatus,
+    EventsStatus,
+    LimitsStatus,
+    WorkerStatus,
+)
+from garrison.supervisor.lifecycle import ALIVE, State
+from garrison.supervisor.sampler import Sampler
+from garrison.supervisor.worker.supervisor import WorkerSupervisor, limits_of
+
+BAD_STATES = frozenset({State.FAILED, State.TRIPPED, State.LATCHED})
+
+
+def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, now: float) -> WorkerStatus:
+    """Return one worker's part of the status.
+
+    Args:
+        worker: The worker.
+        cgroups: Where its node is.
+        sampler: Where its usage is known.
+        now: Monotonic seconds.
+    """
+    process, breaker = worker.process, worker.breaker
+    limits = worker.limits if process is not None and worker.limits is not None else limits_of(worker.desired.budget)
+    cpu_percent, memory_bytes = 0.0, 0
+    if process is not None and worker.state in ALIVE:
+        sample = sampler.sample(worker.name, process.epoch, now)
+        cpu_percent, memory_bytes = round(sample.cpu_percent, 2), sample.usage.memory_working_bytes
+    wait = circuit.may_start_in(breaker, now)
+    configuration = worker.configuration
+    return WorkerStatus(
+        name=worker.name,
+        desired=worker.desired.action,
+        state=worker.state.value,
+        pid=process.pid if process is not None else 0,
+        cgroup=cgroups.path(worker.name),
+        cpu_percent=cpu_percent,
+        memory_bytes=memory_bytes,
+        limits=LimitsStatus(
+            cpu_quota_percent=limits.cpu_quota_percent,
+            memory_high=limits.memory_high,
+            memory_max=limits.memory_max,
+            pids_max=limits.pids_max,
+        ),
+        breaker=BreakerStatus(
+            state=breaker.phase,
+            trips=breaker.trips,
+            cause=breaker.cause,
+            retry_in_seconds=round(wait, 1) if wait and worker.state in BAD_STATES else None,
+        ),
+        config=ConfigStatus(
+            revision=configuration.offer.revision,
+            hash=configuration.offer.hash,
+            status=configuration.status,
+            error=configuration.error,
+        ),
+        events=EventsStatus(
+            emitted=worker.ledger.emitted,
+            delivered=worker.ledger.delivered,
+            dropped=dict(worker.ledger.dropped),
+        ),
+        restarts=worker.restarts,
+        desired_by=worker.desired.decided_by,
+        last_error=worker.last_error,
+    )
+
+
+def summary(workers: dict[str, WorkerSupervisor], killed: bool) -> str:
+    """Return the one line for the service manager: how many of the wanted workers run."""
+    if killed:
+        return "killswitch engaged: no worker runs"
+    wanted = [worker for worker in workers.values() if worker.desired.action != "stop"]
+    running = [worker for worker in wanted if worker.state in ALIVE]
+    bad = [f"{worker.name} {worker.state.value}" for worker in workers.values() if worker.state in BAD_STATES]
+    return f"{len(running)} of {len(wanted)} workers run" + (f"; {', '.join(bad)}" if bad else "")
