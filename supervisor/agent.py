@@ -37,9 +37,16 @@ from garrison.supervisor.lock import AlreadyRunningError, InstanceLock, LockErro
 from garrison.supervisor.notify import Notifier
 from garrison.supervisor.nursery.keeper import NurseryKeeper
 from garrison.supervisor.problems import Problems
-from garrison.supervisor.reconciler import Reconciler, reload_problems, with_restart_only
+from garrison.supervisor.reconciler import Reconciler
 from garrison.supervisor.sampler import SAMPLE_SECONDS, Sampler
-from garrison.supervisor.settings import AggregateBudget, ConfigurationError, Settings, load
+from garrison.supervisor.settings import (
+    AggregateBudget,
+    ConfigurationError,
+    Settings,
+    keep_fixed,
+    load,
+    needs_restart,
+)
 from garrison.supervisor.sinks.file import FileSink
 from garrison.supervisor.state import CACHE_FILE, LOCAL_FILE, CachedState, LocalState, StateWriter, read
 from garrison.supervisor.status import summary, worker_status
@@ -93,6 +100,7 @@ class Agent:
         self._lifted = True
         self._aggregate: AggregateBudget = settings.agent.budget
         self._suspended = False
+        self._retiring: set[asyncio.Task[None]] = set()
         self._epochs: dict[str, int] = {}
         self._release: asyncio.TimerHandle | None = None
         self._cache_timer: asyncio.TimerHandle | None = None
@@ -186,7 +194,7 @@ class Agent:
         self.killswitch = KillSwitch(
             self.host,
             on_engage=self._kill_all,
-            on_change=lambda: self.call_in_loop(self._killswitch_changed),
+            on_change=self._killswitch_news,
             state=self._local.killswitch,
             release_spread=agent.release_spread_seconds,
             prefix=agent.prefix,
@@ -219,7 +227,7 @@ class Agent:
         self._services = Services(
             host=self.host,
             state_dir=agent.state_dir,
-            grace=agent.stop_grace_seconds,
+            grace=lambda: self.settings.agent.stop_grace_seconds,
             policy=Policy(),
             place=self.place,
             nursery=self.nursery.get,
@@ -300,7 +308,7 @@ class Agent:
                 getattr(self, task).cancel()
         await asyncio.to_thread(self.store.stop, 1.0)
         await asyncio.to_thread(self.killfile.stop, 1.0)
-        await asyncio.gather(*(worker.close() for worker in self.workers.values()))
+        await asyncio.gather(*self._retiring, *(worker.close() for worker in self.workers.values()))
         await self.nursery.stop()
         await self.control.close()
         self.emit_state("agent-stopped", {"uptime_seconds": round(time.monotonic() - self._started, 1)})
@@ -381,8 +389,8 @@ class Agent:
     def _retire(self, name: str) -> None:
         worker = self.workers.pop(name)
         task = self._loop.create_task(worker.close(), name=f"retire {name}")
-        self._retiring = {*getattr(self, "_retiring", set()), task}
-        task.add_done_callback(lambda done: self._retiring.discard(done))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     def override(self, worker: str, override: Any) -> None:
         """Take a local decision, keep it on disk, and act on it."""
@@ -398,9 +406,9 @@ class Agent:
             _log.error("the configuration was not reloaded, the old one stays in force: %s", error)
             self.problems.set("configuration", f"not reloaded: {error}")
         else:
-            for name in reload_problems(self.settings, new):
+            for name in needs_restart(self.settings, new):
                 _log.warning("%s has changed and takes effect at the next start only", name)
-            self.settings = with_restart_only(self.settings, new)
+            self.settings = keep_fixed(self.settings, new)
             self.problems.set("configuration", "")
             self.reconciler.reload(self.settings)
             _log.info("the configuration was reloaded from %s", new.source or "the built-in defaults")
@@ -419,6 +427,9 @@ class Agent:
             self._lifted = True
             self.cgroups.kill(None)
 
+    def _killswitch_news(self) -> None:
+        self.call_in_loop(self._killswitch_changed)
+
     def _killswitch_changed(self) -> None:
         described = self.killswitch.describe()
         pending = self.killswitch.pending
@@ -426,7 +437,7 @@ class Agent:
             self._release.cancel()
             self._release = None
         if pending is not None:
-            self._release = self._loop.call_later(pending.delay_seconds, self._confirm_release, pending.ticket)
+            self._release = self._loop.call_later(pending.delay_seconds, self.confirm_release, pending.ticket)
             _log.notice("killswitch released; workers start in %.1f s", pending.delay_seconds)
         elif self.killswitch.engaged:
             _log.warning("killswitch engaged by %s: %s", ", ".join(described["scopes"]), described["reason"])  # type: ignore[arg-type]
@@ -434,9 +445,12 @@ class Agent:
         self._save_local()
         self._poke_all()
 
-    def _confirm_release(self, ticket: int) -> None:
-        if self.killswitch.confirm_release(ticket):
-            self._poke_all()
+    def confirm_release(self, ticket: int) -> bool:
+        """Drop the killswitch's flag, if nothing has engaged it since; the workers start."""
+        if not self.killswitch.confirm_release(ticket):
+            return False
+        self._poke_all()
+        return True
 
     def _poke_all(self) -> None:
         self._house.set()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import msgspec
-
 from garrison.supervisor.desired import Change, Context, Desired, Memory, WorkerBase, changes, resolve
 from garrison.supervisor.settings import AggregateBudget, Budget, Settings, aggregate_from, budget_from
 from garrison.supervisor.state import Override
@@ -123,34 +121,3 @@ class Reconciler:
             local=self.overrides,
             bodies=self._bodies,
         )
-
-
-def reload_problems(old: Settings, new: Settings) -> list[str]:
-    """Return the settings that differ and take effect only at the next start, by dotted name."""
-    found = []
-    for table, keys in (
-        ("agent", ("hostname", "prefix", "state_dir", "run_dir", "log_dir", "cgroup_mode", "cgroup_root")),
-        ("agent", ("killswitch_file",)),
-        ("store", ("backend", "directory")),
-        ("sink", ("backend", "file")),
-        ("log", ("files", "max_bytes")),
-    ):
-        before, after = getattr(old, table), getattr(new, table)
-        found += [f"{table}.{key}" for key in keys if getattr(before, key) != getattr(after, key)]
-    return found
-
-
-def with_restart_only(old: Settings, new: Settings) -> Settings:
-    """Return the new settings with those of the old ones that cannot change while the agent runs."""
-    agent = msgspec.structs.replace(
-        new.agent,
-        hostname=old.agent.hostname,
-        prefix=old.agent.prefix,
-        state_dir=old.agent.state_dir,
-        run_dir=old.agent.run_dir,
-        log_dir=old.agent.log_dir,
-        cgroup_mode=old.agent.cgroup_mode,
-        cgroup_root=old.agent.cgroup_root,
-        killswitch_file=old.agent.killswitch_file,
-    )
-    return msgspec.structs.replace(new, agent=agent, store=old.store, sink=old.sink)

@@ -280,11 +280,15 @@ def version(context: typer.Context) -> None:
 def main() -> NoReturn:
     """Run the command line and end the process."""
     code: int | str | None
+    stdout = sys.stdout
     try:
         app(prog_name="garrison")
         code = exits.OK
     except SystemExit as end:
         code = exits.USAGE if end.code == _CLICK_USAGE else end.code
+    if sys.stdout is not stdout:
+        # What the library does when the reader of its own output (help) goes away, besides ending with 1.
+        sys.stdout, code = stdout, exits.OK
     try:
         sys.stdout.flush()
     except BrokenPipeError:

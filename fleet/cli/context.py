@@ -10,6 +10,7 @@ from garrison.fleet.cli import exits
 from garrison.fleet.cli.exits import CliError
 
 if TYPE_CHECKING:
+    from garrison.fleet.cli.health import Places
     from garrison.supervisor.control.client import ControlClient
     from garrison.supervisor.settings import Settings
 
@@ -58,6 +59,17 @@ class Target:
         from garrison.supervisor.control.protocol import SOCKET_NAME
 
         return os.path.join(self.settings().agent.run_dir, SOCKET_NAME)
+
+    def places(self) -> Places:
+        """Return where this host is told things; the defaults where the configuration cannot say."""
+        from garrison.fleet.cli.health import Places
+
+        try:
+            agent = self.settings().agent
+        except CliError:
+            # Only hints depend on it, and `--socket` is there to do without a configuration.
+            return Places()
+        return Places(agent.prefix, agent.killswitch_file)
 
     def client(self, timeout: float = 10.0) -> ControlClient:
         """Return a client for the agent; raises what `settings` does.

@@ -26,27 +26,38 @@ class Trouble:
     grave: bool = False
 
 
-def troubles(report: StatusReport) -> list[Trouble]:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where this host is told things: the prefix of the store's keys, and the killswitch file."""
+
+    prefix: str = "/hids"
+    killswitch_file: str = KILLSWITCH_FILE
+
+
+DEFAULT_PLACES: Final = Places()
+
+
+def troubles(report: StatusReport, places: Places = DEFAULT_PLACES) -> list[Trouble]:
     """Return all that is wrong, the gravest first."""
-    found = _of_agent(report)
+    found = _of_agent(report, places)
     for worker in report.workers:
         found += _of_worker(worker)
     return sorted(found, key=lambda trouble: not trouble.grave)
 
 
-def release_remedy(scope: str, backend: str = "", prefix: str = "/hids") -> str:
+def release_remedy(scope: str, backend: str = "", places: Places = DEFAULT_PLACES) -> str:
     """Return how the killswitch of a scope is released.
 
     Args:
         scope: One of `KillswitchStatus.scopes`.
         backend: The store's backend, as in the status; empty: not known.
-        prefix: The configured prefix of the store's keys.
+        places: Those of this host's configuration.
     """
     if scope == SCOPE_LOCAL:
         return "`garrison release` on this host"
     if scope == SCOPE_FILE or scope.startswith("/"):
-        return f"remove the file {KILLSWITCH_FILE if scope == SCOPE_FILE else scope} on this host"
-    key = f"{prefix}/server/config/{scope}/killswitch"
+        return f"remove the file {places.killswitch_file if scope == SCOPE_FILE else scope} on this host"
+    key = f"{places.prefix}/server/config/{scope}/killswitch"
     if backend == "directory":
         return f"write `off` to {key} in the directory store"
     if backend == "etcd":
@@ -54,12 +65,12 @@ def release_remedy(scope: str, backend: str = "", prefix: str = "/hids") -> str:
     return f"set {key} to `off` in the store"
 
 
-def _of_agent(report: StatusReport) -> list[Trouble]:
+def _of_agent(report: StatusReport, places: Places) -> list[Trouble]:
     agent = report.agent
     found: list[Trouble] = []
     if agent.killswitch.engaged:
         scopes = agent.killswitch.scopes
-        ways = "; ".join(f"{scope}: {release_remedy(scope, agent.store.backend)}" for scope in scopes)
+        ways = "; ".join(f"{scope}: {release_remedy(scope, agent.store.backend, places)}" for scope in scopes)
         found.append(Trouble("the killswitch is engaged: no worker runs", ways, grave=True))
     store = agent.store
     if not store.connected:

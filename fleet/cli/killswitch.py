@@ -30,11 +30,13 @@ def release(target: Target) -> int:
     if not result.engaged:
         _say(f"released in {result.milliseconds:.1f} ms; the workers start again")
         return exits.OK
+    places = target.places()
     reason = f" ({result.reason})" if result.reason else ""
     complain(
         f"released here in {result.milliseconds:.1f} ms, but the killswitch is still engaged"
         f" by {', '.join(result.scopes) or 'another source'}{reason}",
-        "\n".join(f"{scope}: {release_remedy(scope)}" for scope in result.scopes) or "see `garrison status`",
+        "\n".join(f"{scope}: {release_remedy(scope, places=places)}" for scope in result.scopes)
+        or "see `garrison status`",
     )
     return exits.FAILED
 

@@ -42,18 +42,19 @@ def show(target: Target, as_json: bool) -> int:
         return exits.OK
     report = client.call_as(StatusReport, "status")
     terminal = Terminal()
-    for line in render(report, terminal):
+    found = troubles(report, target.places())
+    for line in render(report, terminal, found):
         terminal.print(line)
-    return exits.UNHEALTHY if any(trouble.grave for trouble in troubles(report)) else exits.OK
+    return exits.UNHEALTHY if any(trouble.grave for trouble in found) else exits.OK
 
 
 def watch(target: Target, seconds: float) -> int:
     """Print the status again and again until Ctrl-C or an error."""
-    client = target.client()
+    client, places = target.client(), target.places()
     while True:
         report = client.call_as(StatusReport, "status")
         terminal = Terminal()
-        lines = render(report, terminal)
+        lines = render(report, terminal, troubles(report, places))
         if terminal.is_terminal:
             terminal.clear()
         for line in lines:
@@ -62,11 +63,10 @@ def watch(target: Target, seconds: float) -> int:
         time.sleep(seconds)
 
 
-def render(report: StatusReport, terminal: Terminal) -> list[Text]:
-    """Return the report as lines for a terminal."""
+def render(report: StatusReport, terminal: Terminal, found: list[Trouble]) -> list[Text]:
+    """Return the report, and what is wrong in it, as lines for a terminal."""
     lines = _header(report, terminal)
     lines += [Text(), *_workers(report.workers, terminal)]
-    found = troubles(report)
     if found:
         lines += [Text(), Text("Problems", style="bold"), *_problems(found, terminal)]
     return lines

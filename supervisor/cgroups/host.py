@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from garrison.supervisor.cgroups import legacy, unified
 from garrison.supervisor.cgroups.base import Mode
 from garrison.supervisor.cgroups.hierarchy import UNIFIED_KEY, Mount, by_key, path_of, read_membership, read_mounts
 from garrison.supervisor.cgroups.kill import read
+from garrison.supervisor.cgroups.parts import V1_CONTROLLERS, V2_CONTROLLERS
 from garrison.supervisor.cgroups.tree import SUPERVISOR
+from garrison.supervisor.cgroups.unified import offers
 
 KERNEL_MODES: tuple[Mode, ...] = ("unified", "hybrid", "legacy")
 """In the order of preference."""
@@ -69,8 +70,8 @@ def describe_host(mounts: Sequence[Mount] | None = None) -> HostFacts:
     if tree is not None:
         controllers.update((name, tree.point) for name in on_unified)
     writable = {mount.point: mount.writable and may_write(mount) for mount in mounts}
-    kill = tree is not None and unified.offers(tree.point, "cgroup.kill")
-    freeze = tree is not None and unified.offers(tree.point, "cgroup.freeze")
+    kill = tree is not None and offers(tree.point, "cgroup.kill")
+    freeze = tree is not None and offers(tree.point, "cgroup.freeze")
     why_not = reasons(keyed, on_unified, kill=kill and freeze, writable=writable)
     return HostFacts(
         mode=next((mode for mode in KERNEL_MODES if not why_not[mode]), None),
@@ -102,13 +103,13 @@ def reasons(
         points = sorted({mount.point for mount in used if not writable.get(mount.point, False)})
         return [f"{point} is read-only or not writable by this user" for point in points]
 
-    v1 = {name: keyed[name] for name in (*legacy.CONTROLLERS, "freezer") if name in keyed}
-    without = [name for name in legacy.CONTROLLERS if name not in v1]
+    v1 = {name: keyed[name] for name in (*V1_CONTROLLERS, "freezer") if name in keyed}
+    without = [name for name in V1_CONTROLLERS if name not in v1]
     absent = [f"no cgroup v1 hierarchy with {', '.join(without)} is mounted"] if without else []
     capping = [mount for name, mount in v1.items() if name != "freezer"]
     no_tree = [] if tree else ["no cgroup v2 tree is mounted"]
     tree_refused = refused([tree]) if tree else []
-    lacking = sorted(unified.CONTROLLERS - on_unified)
+    lacking = sorted(V2_CONTROLLERS - on_unified)
     return {
         "unified": (
             *no_tree,

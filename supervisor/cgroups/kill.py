@@ -261,19 +261,22 @@ def _kill_frozen(plan: KillPlan, failures: list[OSError]) -> int:
             break
         refused: OSError | None = None
         try:
-            _set_frozen(plan.freezer, True)
+            may_freeze = _may_freeze(plan.freezer)
             if not lifted:
                 # From here on whoever gets the CPU goes into the freezer and not back to its own code, so
                 # lifting the quota early costs the host nothing and lets throttled tasks freeze at once.
                 _lift(plan.quota_files, failures)
                 lifted = True
-            whole = _wait_frozen(plan.freezer)
+            whole = may_freeze and _wait_frozen(plan.freezer)
             try:
                 signalled |= kill_processes(listed(plan.procs_dirs), plan.procs_dirs)
             except OSError as error:
                 refused = error
         finally:
-            thaw_all(plan.freezer)
+            try:
+                thaw_all(plan.freezer)
+            except OSError as error:
+                refused = error
         if refused is not None:
             failures.append(refused)
             return len(signalled)
@@ -286,6 +289,15 @@ def _kill_frozen(plan: KillPlan, failures: list[OSError]) -> int:
     if remaining:
         failures.append(OSError(errno.EBUSY, f"still running after {ROUNDS} rounds: pids {remaining}"))
     return len(signalled)
+
+
+def _may_freeze(directory: str) -> bool:
+    """Begin to freeze a node. False where that is refused: then the loop has to do without."""
+    try:
+        _set_frozen(directory, True)
+    except OSError:
+        return False
+    return True
 
 
 def _set_frozen(directory: str, frozen: bool) -> None:

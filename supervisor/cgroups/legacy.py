@@ -18,12 +18,9 @@ from garrison.supervisor.cgroups.kill import below
 from garrison.supervisor.cgroups.legacy_controllers import Cpu, CpuAccounting, Freezer, Memory, Pids
 from garrison.supervisor.cgroups.nodes import KernelCgroups
 from garrison.supervisor.cgroups.oom import EventfdWatch
-from garrison.supervisor.cgroups.parts import FREEZE_SECONDS, Resources, Stopper
+from garrison.supervisor.cgroups.parts import FREEZE_SECONDS, V1_CONTROLLERS, Resources, Stopper
 from garrison.supervisor.cgroups.tree import Tree
 from garrison.supervisor.cgroups.unified import DEFAULT_WEIGHT
-
-CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
-"""What a host must offer for caps and counters."""
 
 DEFAULT_SHARES = 1024
 """The kernel's default ``cpu.shares``: what ``cpu.weight`` 100 is on v2."""
@@ -55,8 +52,8 @@ class LegacyResources(Resources):
     """
 
     def __init__(self, trees: Mapping[str, Tree]) -> None:
-        _require(trees, CONTROLLERS)
-        self.trees = tuple(dict.fromkeys(trees[controller] for controller in CONTROLLERS))
+        _require(trees, V1_CONTROLLERS)
+        self.trees = tuple(dict.fromkeys(trees[controller] for controller in V1_CONTROLLERS))
         self.cpu_tree = trees["cpu"]
         self._by = dict(trees)
 
@@ -74,7 +71,7 @@ class LegacyResources(Resources):
         ]
 
     def set_up_own(self) -> None:
-        """Make memory limits apply to all below; before Linux 5.11 that had to be asked for."""
+        """Make memory limits apply to all below (before Linux 5.11 that had to be asked for), and kill at them."""
         memory = Memory(self._by["memory"].directory)
         if memory.has("use_hierarchy") and not memory.use_hierarchy:
             try:
@@ -85,8 +82,17 @@ class LegacyResources(Resources):
                     "It has to be set before the group has children: remove the group and start again"
                 ) from error
 
+        if memory.oom_control.get("oom_kill_disable"):
+            # Inherited from above: at its cap a worker would hang instead of being killed.
+            try:
+                memory.oom_control = 0
+            except OSError as error:
+                raise UnsupportedError(
+                    f"cannot enable the OOM killer in {self._by['memory'].directory}: {error.strerror}"
+                ) from error
+
     def set_up_workers(self) -> None:
-        """Check nothing further: children inherit."""
+        """Nothing further: children inherit."""
 
     def worker_changes(self, worker: str, limits: Limits) -> list[Change]:
         """Return the writes for a worker's node, its quota at most that of ``workers``."""

@@ -13,6 +13,12 @@ from garrison.supervisor.cgroups.base import Limits, OomWatch, Usage
 from garrison.supervisor.cgroups.files import Change
 from garrison.supervisor.cgroups.tree import Tree
 
+V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
+"""What a host must offer on v1 for caps and counters; the v1 freezer comes on top where v2 cannot kill."""
+
+V2_CONTROLLERS = frozenset({"cpu", "memory", "pids"})
+"""What a host must offer on v2."""
+
 FREEZE_SECONDS = 1.0
 """Longest wait for a node to be frozen or thawed: part of the interface."""
 

@@ -25,11 +25,8 @@ from garrison.supervisor.cgroups.files import (
     write_busy,
 )
 from garrison.supervisor.cgroups.nodes import KernelCgroups
-from garrison.supervisor.cgroups.parts import FREEZE_SECONDS, Resources, Stopper
+from garrison.supervisor.cgroups.parts import FREEZE_SECONDS, V2_CONTROLLERS, Resources, Stopper
 from garrison.supervisor.cgroups.tree import Tree
-
-CONTROLLERS = frozenset({"cpu", "memory", "pids"})
-"""What a host must offer."""
 
 DEFAULT_WEIGHT = 100
 """The kernel's default ``cpu.weight``."""
@@ -45,14 +42,14 @@ class UnifiedCgroups(KernelCgroups):
         others: v1 hierarchies in which an agent of another mode may have left nodes.
     """
 
-    def __init__(self, tree: Tree, *, required: frozenset[str] = CONTROLLERS, others: Sequence[Tree] = ()) -> None:
+    def __init__(self, tree: Tree, *, required: frozenset[str] = V2_CONTROLLERS, others: Sequence[Tree] = ()) -> None:
         super().__init__("unified", UnifiedResources(tree, required), UnifiedStopper(tree), others)
 
 
 class UnifiedResources(Resources):
     """Caps and counters of v2."""
 
-    def __init__(self, tree: Tree, required: frozenset[str] = CONTROLLERS) -> None:
+    def __init__(self, tree: Tree, required: frozenset[str] = V2_CONTROLLERS) -> None:
         self.trees = (tree,)
         self.cpu_tree = tree
         self._tree = tree
@@ -61,7 +58,7 @@ class UnifiedResources(Resources):
     @property
     def enforced(self) -> frozenset[str]:
         """Which of ``cpu``, ``memory``, ``pids`` the hierarchy offers us."""
-        return CONTROLLERS & self._available()
+        return V2_CONTROLLERS & self._available()
 
     def _top(self) -> str:
         """The node from which controllers come: our unit where it is delegated, else the mount point."""
@@ -90,7 +87,7 @@ class UnifiedResources(Resources):
 
     def set_up_own(self) -> None:
         """Enable the controllers from the top down to ``<own>``."""
-        wanted = CONTROLLERS & self._available()
+        wanted = V2_CONTROLLERS & self._available()
         node = self._top()
         below_top = os.path.relpath(self._tree.directory, node)
         _enable(node, wanted)
@@ -100,7 +97,7 @@ class UnifiedResources(Resources):
 
     def set_up_workers(self) -> None:
         """Enable the controllers for the workers' nodes; the kernel shall pick one task of an aggregate OOM."""
-        _enable(self._tree.workers, CONTROLLERS & self._available())
+        _enable(self._tree.workers, V2_CONTROLLERS & self._available())
 
     def worker_changes(self, worker: str, limits: Limits) -> list[Change]:
         """Return the writes for a worker's node: an OOM kills all of it."""
@@ -236,8 +233,12 @@ def offers(point: str, name: str) -> bool:
         return True  # not the real root: a container's namespace
     with os.scandir(point) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False) and os.path.exists(os.path.join(entry.path, "cgroup.procs")):
-                return os.path.exists(os.path.join(entry.path, name))
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            has = os.path.exists(os.path.join(entry.path, name))
+            # A child that is removed at this moment has nothing any more: it proves nothing.
+            if has or os.path.exists(os.path.join(entry.path, "cgroup.procs")):
+                return has
     probe = os.path.join(point, f"garrison-probe-{os.getpid()}")
     try:
         os.mkdir(probe)

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from garrison.supervisor import logs
 from garrison.supervisor.control.protocol import ControlError, Dropped, VersionResult, unknown_worker
 from garrison.supervisor.control.server import Peer
@@ -93,7 +91,8 @@ class Operations:
         processes = len(agent.cgroups.members(None))
         agent.killswitch.engage_local(reason, by=who)
         deadline = begin + EMPTY_SECONDS
-        while agent.cgroups.members(None) and asyncio.get_running_loop().time() < deadline:
+        # The kernel offers no event for "every hierarchy is empty": a look each millisecond, for milliseconds.
+        while agent.cgroups.members(None) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(STEP_SECONDS)
         milliseconds = 1000.0 * (asyncio.get_running_loop().time() - begin)
         if left := list(agent.cgroups.members(None)):
@@ -109,11 +108,9 @@ class Operations:
         agent = self._agent
         begin = asyncio.get_running_loop().time()
         agent.killswitch.release_local()
-        # The flag falls in a later turn of the loop.
-        while agent.killswitch.engaged and agent.killswitch.pending is not None:
-            if agent.killswitch.pending.delay_seconds > 0:
-                break
-            await asyncio.sleep(STEP_SECONDS)
+        # An operator at this host means now: the spread is for what a whole fleet hears at once.
+        while (pending := agent.killswitch.pending) is not None and not agent.confirm_release(pending.ticket):  # noqa: ASYNC110
+            await asyncio.sleep(STEP_SECONDS)  # a kill is still being carried out
         milliseconds = 1000.0 * (asyncio.get_running_loop().time() - begin)
         if not agent.killswitch.engaged:
             for worker in agent.workers.values():
@@ -135,9 +132,7 @@ class Operations:
         """Wait for the decision to be on disk; returns "" or what is wrong with that."""
         return await asyncio.to_thread(self._agent.writer.settle, SAVE_SECONDS)
 
-    async def _events(
-        self, follow: bool, last: int, kinds: list[str], workers: list[str]
-    ) -> AsyncIterator[object]:
+    async def _events(self, follow: bool, last: int, kinds: list[str], workers: list[str]) -> AsyncIterator[object]:
         queue: asyncio.Queue[Batch] = asyncio.Queue(SUBSCRIBER_BATCHES)
         dropped = 0
 
@@ -159,7 +154,7 @@ class Operations:
                 if wanted(batch):
                     lines += batch.data.splitlines()
             for line in lines[-last:] if last else []:
-                yield _item(line)
+                yield line
             while follow:
                 batch = await queue.get()
                 if dropped:
@@ -167,15 +162,7 @@ class Operations:
                     yield Dropped(count)
                 if wanted(batch):
                     for line in batch.data.splitlines():
-                        yield _item(line)
+                        yield line
         finally:
             if unsubscribe is not None:
                 unsubscribe()
-
-
-def _item(line: bytes) -> object:
-    """Return an event for the stream: as it is where it is JSON, else what is wrong with it."""
-    try:
-        return msgspec.json.decode(line)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return {"event": {"kind": "event", "action": "unreadable"}, "message": line[:1000].decode("utf-8", "replace")}

@@ -1,5 +1,6 @@
 """Settings: typed, ranged and documented in `schema`, read by `load`."""
 
+from garrison.supervisor.settings.checks import keep_fixed, needs_restart
 from garrison.supervisor.settings.load import aggregate_from, budget_from, load
 from garrison.supervisor.settings.problems import ConfigurationError, Problem
 from garrison.supervisor.settings.schema import AggregateBudget, Budget, Settings, Worker
@@ -13,5 +14,7 @@ __all__ = [
     "Worker",
     "aggregate_from",
     "budget_from",
+    "keep_fixed",
     "load",
+    "needs_restart",
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import TypeVar
 
 import msgspec
 
 from garrison.supervisor.settings import units
 from garrison.supervisor.settings.convert import join, nearest, show
+from garrison.supervisor.settings.fields import settings_of
 from garrison.supervisor.settings.problems import Collector
 from garrison.supervisor.settings.schema import (
     BUILTIN_WORKERS,
@@ -26,6 +29,9 @@ _IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 _CLASS_IN_PACKAGE = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}", re.ASCII)
 _CLASS_IN_FILE = re.compile(rf"/.+\.py:{_IDENTIFIER}", re.ASCII)
 _VARIABLE = re.compile(_IDENTIFIER, re.ASCII)
+
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 def check_budget(budget: Budget, key: str, problems: Collector, aggregate: AggregateBudget | None = None) -> None:
@@ -106,7 +112,11 @@ def _did_you_mean(name: str) -> str:
 
 
 def _check_module(spec: str, key: str, problems: Collector) -> None:
-    if spec in BUILTIN_WORKERS or _CLASS_IN_PACKAGE.fullmatch(spec):
+    if spec in BUILTIN_WORKERS:
+        return
+    if _CLASS_IN_PACKAGE.fullmatch(spec):
+        if spec.partition(":")[0].endswith(".py"):
+            problems.add(key, f"is {show(spec)}, a file without its folder", 'Write "/path/file.py:Class"')
         return
     if spec.startswith("/"):
         if _CLASS_IN_FILE.fullmatch(spec) and ".." not in spec.split("/"):
@@ -144,6 +154,32 @@ def finish(settings: Settings, problems: Collector) -> Settings:
         workers[name] = finish_worker(name, worker, key, problems)
         check_budget(worker.budget, f"{key}.budget", problems, settings.agent.budget)
     return msgspec.structs.replace(settings, workers=workers)
+
+
+def needs_restart(old: Settings, new: Settings) -> tuple[str, ...]:
+    """Return the dotted keys of settings that differ and that only a restart of the agent takes over."""
+    return tuple(_fixed_differences(old, new, ""))
+
+
+def keep_fixed(old: S, new: S) -> S:
+    """Return the new settings with those of the old ones in place that only a restart takes over."""
+    kept: dict[str, object] = {}
+    for name, setting in settings_of(type(old)).items():
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, msgspec.Struct):
+            kept[name] = keep_fixed(before, after)
+        elif setting.shape.extra.get("restart"):
+            kept[name] = before
+    return msgspec.structs.replace(new, **kept)
+
+
+def _fixed_differences(old: msgspec.Struct, new: msgspec.Struct, key: str) -> Iterator[str]:
+    for name, setting in settings_of(type(old)).items():
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, msgspec.Struct):
+            yield from _fixed_differences(before, after, f"{key}{name}.")
+        elif setting.shape.extra.get("restart") and before != after:
+            yield f"{key}{name}"
 
 
 def check_run_dir(run_dir: str, problems: Collector) -> None:

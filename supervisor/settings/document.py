@@ -91,8 +91,8 @@ Keep the file writable for root only: it decides what the agent runs. The agent 
 On SIGHUP (`systemctl reload garrison`) the agent reads the same file again. A file with a problem changes nothing:
 the old settings stay in force and the log says why. Workers that were added are started, those that were removed
 are stopped, and those whose command, modules or environment changed are started anew; budgets and log levels
-change while a worker runs. `hostname`, `prefix`, the three folders, `cgroup_mode`, `cgroup_root` and the store's
-backend stay as they are until the agent is restarted; the log names them when they differ.
+change while a worker runs. Settings marked *restart* below stay as they are until the agent is restarted; the log
+names those that differ.
 
 ## Units
 
@@ -151,7 +151,7 @@ def _settings(settings: Sequence[Setting]) -> Iterator[str]:
             _type(setting.shape),
             _default(setting),
             _range(setting.shape),
-            setting.shape.description,
+            setting.shape.description + (" *restart*" if setting.shape.extra.get("restart") else ""),
         )
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""

@@ -140,7 +140,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(
             description="The name of this host in the store and in events.",
-            extra={"form": "hostname", "automatic": "the machine's host name"},
+            extra={"restart": True, "form": "hostname", "automatic": "the machine's host name"},
         ),
     ] = ""
     groups: Annotated[
@@ -166,7 +166,10 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             max_length=256,
             pattern=r"^(/[A-Za-z0-9._-]+)+$",
             description="What all keys in the store begin with.",
-            extra={"pattern_help": "a path such as `/hids`: starts with `/` and does not end with one"},
+            extra={
+                "restart": True,
+                "pattern_help": "a path such as `/hids`: starts with `/` and does not end with one",
+            },
         ),
     ] = "/hids"
     state_dir: Annotated[
@@ -174,7 +177,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="State that survives a restart: the cached configuration, the breakers, the spool.",
             extra={
-                "automatic": "`/var/lib/garrison`; not root: `$XDG_STATE_HOME/garrison` or `~/.local/state/garrison`"
+                "restart": True,
+                "automatic": "`/var/lib/garrison`; not root: `$XDG_STATE_HOME/garrison` or `~/.local/state/garrison`",
             },
         ),
     ] = ""
@@ -183,7 +187,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="Where the lock and the control socket are.",
             extra={
-                "automatic": "`/run/garrison`; not root: `$XDG_RUNTIME_DIR/garrison` or `run` below the state folder"
+                "restart": True,
+                "automatic": "`/run/garrison`; not root: `$XDG_RUNTIME_DIR/garrison` or `run` below the state folder",
             },
         ),
     ] = ""
@@ -191,7 +196,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Path,
         Meta(
             description="Where the agent's own log and the file sink's events are written.",
-            extra={"automatic": "`/var/log/garrison`; not root: `log` below the state folder"},
+            extra={"restart": True, "automatic": "`/var/log/garrison`; not root: `log` below the state folder"},
         ),
     ] = ""
     cgroup_mode: Annotated[
@@ -199,7 +204,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="How caps are enforced. `auto` takes what the host has and refuses to start where "
             "the kernel cannot enforce them. `unprivileged` (resource limits, polling) has to be asked for, because it "
-            "cannot hold a worker to its caps."
+            "cannot hold a worker to its caps.",
+            extra={"restart": True},
         ),
     ] = "auto"
     cgroup_root: Annotated[
@@ -209,6 +215,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             pattern=r"^((/[A-Za-z0-9._@:-]+)+)?$",
             description="The agent's node in the cgroup hierarchies, such as `/garrison`.",
             extra={
+                "restart": True,
                 "pattern_help": "a path inside the hierarchies, such as `/garrison`",
                 "form": "cgroup",
                 "automatic": "what systemd delegated to the unit, else `/garrison`",
@@ -220,8 +227,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="All workers are dead while this file exists, whatever the store says.",
             extra={
+                "restart": True,
                 "automatic": "`/etc/garrison/killswitch`; not root: `$XDG_CONFIG_HOME/garrison/killswitch` "
-                "or `~/.config/garrison/killswitch`"
+                "or `~/.config/garrison/killswitch`",
             },
         ),
     ] = ""
@@ -270,7 +278,11 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ()
     environment: Annotated[
         dict[str, str],
-        Meta(max_length=256, description="Environment variables of `command`, and all that it gets."),
+        Meta(
+            max_length=256,
+            description="Environment variables of `command`, beside `PATH`, `LANG`, `GARRISON_WORKER`, `GARRISON_HOST` "
+            "and `GARRISON_STATE_DIR`; nothing of the agent's own environment is passed on.",
+        ),
     ] = field(default_factory=dict)
     priority: Annotated[
         int,
@@ -301,8 +313,9 @@ class DirectoryStore(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(
             description="The directory.",
             extra={
+                "restart": True,
                 "automatic": "`/etc/garrison/store`; not root: `$XDG_CONFIG_HOME/garrison/store` "
-                "or `~/.config/garrison/store`"
+                "or `~/.config/garrison/store`",
             },
         ),
     ] = ""
@@ -316,10 +329,11 @@ class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             description="The kind of store.",
             extra={
+                "restart": True,
                 "later": {
                     "etcd": 'this version has no etcd store; the only one is backend = "directory", '
                     "which configuration management can fill"
-                }
+                },
             },
         ),
     ] = "directory"
@@ -333,7 +347,7 @@ class FileSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Path,
         Meta(
             description="Name of the files; the number is put in front of the extension.",
-            extra={"automatic": "`events.ndjson` in `agent.log_dir`"},
+            extra={"restart": True, "automatic": "`events.ndjson` in `agent.log_dir`"},
         ),
     ] = ""
     max_bytes: Annotated[
@@ -342,7 +356,7 @@ class FileSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ge=256 * 1024,
             le=64 * GIB,
             description="Size of each of the two files: the disk space used is never more than twice this.",
-            extra={"unit": BYTES},
+            extra={"restart": True, "unit": BYTES},
         ),
     ] = 20 * MIB
 
@@ -354,7 +368,10 @@ class Sink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["file"],
         Meta(
             description="The kind of sink.",
-            extra={"later": {"kafka": 'this version has no Kafka sink; the only one is backend = "file"'}},
+            extra={
+                "restart": True,
+                "later": {"kafka": 'this version has no Kafka sink; the only one is backend = "file"'},
+            },
         ),
     ] = "file"
     file: Annotated[FileSink, Meta(description="The file sink.")] = FileSink()

@@ -21,6 +21,7 @@ from garrison.supervisor.keys import (
     killswitch_keys,
     scopes_of,
     shown,
+    watch_prefixes,
 )
 from garrison.supervisor.stores.base import (
     KillObservation,
@@ -191,9 +192,10 @@ class DirectoryStore(Store):
             self._make_root()
             while not self._stopping:
                 try:
+                    self._tell_status()
                     self._turn()
                 except Exception as error:  # noqa: BLE001 - whatever it is, the killswitch must go on being read
-                    self._fail(f"an error inside the store, please report it: {error!r}")
+                    self._fail(f"what the store holds could not be read or acted on: {shown(repr(error))}")
         finally:
             self._watches.close()
             self._waker.close()
@@ -289,6 +291,8 @@ class DirectoryStore(Store):
             return
         values = {key: _value(read) for key, read in found.values.items() if key not in kills}
         values |= {key: value for key, value in kills.items() if value is not None}
+        prefixes = watch_prefixes(self._prefix, self._host, groups)
+        self._ledger.forget(lambda key: key in kills or key.startswith(prefixes))
         before = {key: Value(entry.value, entry.error) for key, entry in self._ledger.entries.items()}
         if not self._settling.settled(before, values, kills.keys()):
             self._look_at = time.monotonic() + SETTLE_SECONDS
@@ -375,7 +379,6 @@ class DirectoryStore(Store):
         self._pause_until = now + min((now - began) / _LOOK_SHARE, _MAX_PAUSE_SECONDS)
         with self._lock:
             self._connected, self._error, self._fresh_at = True, note, now
-        self._tell_status()
 
     def _fail(self, error: str) -> None:
         wait = backoff(
@@ -388,7 +391,6 @@ class DirectoryStore(Store):
             if self._connected:
                 self._fresh_at = time.monotonic()
             self._connected, self._error = False, error
-        self._tell_status()
 
     def _tell_status(self) -> None:
         status = self.status()
@@ -400,8 +402,8 @@ class DirectoryStore(Store):
         ):
             return
         assert self._listener is not None
+        self._told_status = status  # first: a listener that always raises must not be told for ever
         self._listener.on_status(status)
-        self._told_status = status
 
     def _watch_parent(self) -> None:
         """Learn at once when the root directory comes (back)."""
@@ -424,7 +426,8 @@ def _identity(root: str) -> str:
     return f"{os.statvfs(root).f_fsid:x}.{status.st_ino:x}"
 
 
-def _is_directory(path: str, _: frozenset[str] | None) -> bool:
+def _is_directory(path: str, names: frozenset[str] | None) -> bool:
+    del names  # nothing is watched
     return os.path.isdir(path)
 
 

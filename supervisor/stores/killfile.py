@@ -111,7 +111,7 @@ class KillFileWatch:
             while not self._stopping:
                 self._waker.sleep(self._watches, look_at - time.monotonic())
                 seen = self._watches.read()
-                if not self._stopping and (seen.relevant or time.monotonic() >= look_at):
+                if seen.relevant or time.monotonic() >= look_at:
                     try:
                         look_at = time.monotonic() + self._turn()
                     except Exception as error:  # noqa: BLE001 - whatever the receiver raises, the file must be read on

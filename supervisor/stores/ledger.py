@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from garrison.supervisor.stores.base import Entry, Refusal, Snapshot
@@ -39,6 +40,11 @@ class Ledger:
         """Take the identity of the root directory before the first look; does nothing where one is known."""
         self._identity = self._identity or identity
 
+    def forget(self, concerns: Callable[[str], bool]) -> None:
+        """Drop what is not looked at any more: that it does not show up says nothing about the directory."""
+        for key in [key for key in self.entries if not concerns(key)]:
+            del self.entries[key]
+
     def put(self, key: str, value: Value) -> Entry:
         """Note a value that was read ahead of the others."""
         entry = self.entries.get(key)
@@ -48,7 +54,7 @@ class Ledger:
         return entry
 
     def take(
-        self, values: Mapping[str, Value], identity: str, directories: Set[str], *, replaced: bool = False
+        self, values: Mapping[str, Value], identity: str, directories: AbstractSet[str], *, replaced: bool = False
     ) -> None:
         """Note all values of one look.
 
@@ -75,7 +81,7 @@ class Ledger:
         for key in changed:
             self.entries[key] = Entry(values[key].data, self.revision, values[key].error)
 
-    def _emptied(self, values: Mapping[str, Value], directories: Set[str]) -> bool:
+    def _emptied(self, values: Mapping[str, Value], directories: AbstractSet[str]) -> bool:
         """Tell whether every key is gone, and its directory too: nobody deletes keys like that one by one."""
         if values or not self.entries:
             return False

@@ -6,7 +6,8 @@ is there. What looks like that is read once more after `SETTLE_SECONDS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -60,7 +61,7 @@ class Settling:
         self._doubtful: dict[str, Value | None] = {}
         self._rounds = 0
 
-    def settled(self, before: Mapping[str, Value], now: Mapping[str, Value], vital: Set[str]) -> bool:
+    def settled(self, before: Mapping[str, Value], now: Mapping[str, Value], vital: AbstractSet[str]) -> bool:
         """Tell whether `now` can be believed; if not, look again after `SETTLE_SECONDS`.
 
         Args:

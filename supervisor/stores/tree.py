@@ -125,7 +125,7 @@ def _walk(path: str, key: str, depth: int, enter: Enter, found: Found, files: li
             found.note(key, "it is no directory; remove it or make it one")
         return
     try:
-        names = _names(path, found)
+        names = _names(path)
     except (FileNotFoundError, NotADirectoryError):
         return  # gone since: that is an event of its own
     found.directories.add(key)
@@ -152,7 +152,7 @@ def _walk(path: str, key: str, depth: int, enter: Enter, found: Found, files: li
         files.append((key if name == VALUE_FILE else f"{key}/{name}", here))
 
 
-def _names(path: str, found: Found) -> list[str]:
+def _names(path: str) -> list[str]:
     """Return the names in a directory, tasks last: what floods a host must not hide what stops its workers."""
     names: list[str] = []
     with os.scandir(path) as entries:

@@ -20,7 +20,7 @@ class Services:
     Attributes:
         host: Host name.
         state_dir: Where the workers' own folders are.
-        grace: Seconds a worker may take to stop in good order.
+        grace: Returns the seconds a worker may take to stop in good order.
         policy: The breaker's numbers.
         place: Cgroups, their lock and the killswitch.
         nursery: Returns a living nursery, starting one where there is none.
@@ -33,7 +33,7 @@ class Services:
 
     host: str
     state_dir: str
-    grace: float
+    grace: Callable[[], float]
     policy: Policy
     place: Place
     nursery: Callable[[], Awaitable[NurseryClient]]

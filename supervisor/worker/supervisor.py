@@ -388,7 +388,7 @@ class WorkerSupervisor:
             return
         self._to(Event.STOP, reason=reason)
         self._thaw()
-        grace = self._services.grace
+        grace = self._services.grace()
         process.down.stop(reason)
         if not await process.wait_gone(grace * TERM_SHARE):
             process.signal(signal.SIGTERM)

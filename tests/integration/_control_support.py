@@ -98,5 +98,5 @@ def serving(
         loop.close()
 
 
-def worker_unknown(name: str) -> ControlError:
-    return unknown_worker(name, ["process", "network", "files"])
+def worker_unknown(worker: str) -> ControlError:
+    return unknown_worker(worker, ["process", "network", "files"])

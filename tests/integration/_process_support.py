@@ -122,7 +122,9 @@ class RecordingBox:
             poller = select.poll()
             for fd in (*fds, self._wake):
                 poller.register(fd, select.POLLIN)
+            # Events pile up in the kernel while a test holds the module.
             ready = [fd for fd, _ in poller.poll(None if left is None else left * 1000)]
+            self.hold.wait()
             if self._wake in ready:
                 os.read(self._wake, 4096)
                 ready.remove(self._wake)
@@ -229,10 +231,11 @@ class Running:
 
     def settled(self) -> None:
         """Return when a marker process started now has been reported, so that all before it has been too."""
-        marker = f"garrison-marker-{os.getpid()}-{time.monotonic_ns()}"
-        subprocess.run(["sh", "-c", "sleep 0.3; : $0", marker], check=True)
-        # Found in the arguments of the marker, or in those of its sleeping child's parent.
-        self.until(lambda: [e for e in self.box.events if marker in msgspec.json.encode(e).decode()], "marker")
+        with subprocess.Popen(["sleep", "60"]) as marker:
+            try:
+                self.event(event__action="exec", process__pid=marker.pid)
+            finally:
+                marker.kill()
 
 
 def matches(event: dict[str, Any], wanted: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import time
 from typing import Annotated, Any
 
@@ -56,6 +57,11 @@ class Greeter(Module):
     def task(self, box, name, arguments):
         if name == "config":
             return {"greeting": box.config.greeting, "degraded": box.degraded}
+        if name == "nap":
+            return box.wait(timeout=0.5)
+        if name == "run":
+            # A program of a careless module: it inherits what is inheritable, and outlives the worker a little.
+            return subprocess.Popen(["sleep", "2"], close_fds=False).pid
         return super().task(box, name, arguments)
 
 
@@ -184,7 +190,7 @@ class Chatter(Module):
             box.log.warning("x" * 100_000)
             box.log.warning("forged\nline \x1b[31m and %s", os.fsdecode(b"\xff"))
             box.log.debug("below the level")
-        return None
+        return
 
 
 class Worker(Module):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+
 from garrison.ipc.channel import ChannelClosedError, FrameReceiver
 from garrison.ipc.frames import MAX_DOWN_BYTES, MAX_UP_BYTES, encode
 from garrison.ipc.messages import Beat, Config, Down, Events, Log, Result, Task, Up, decode_up, kind_of
@@ -77,9 +78,7 @@ class WorkerProcess:
         source = directory / "modules.py"
         shutil.copy(Path(__file__).with_name("_runtime_modules.py"), source)
         source.chmod(0o600)
-        specs = tuple(
-            (name, f"{source}:{spec}" if spec.isidentifier() else spec) for name, spec in modules.items()
-        )
+        specs = tuple((name, f"{source}:{spec}" if spec.isidentifier() else spec) for name, spec in modules.items())
         config_read, self.config_fd = os.pipe()
         self.events_fd, events_write = os.pipe()
         self.assignment = Assignment(

@@ -217,6 +217,52 @@ def test_v2_without_its_controllers_is_refused_with_what_to_do_before_anything_i
         open_cgroups("unified")
 
 
+READ_ONLY = """
+import subprocess, sys
+point, root = sys.argv[1:]
+subprocess.run(["mount", "-o", "remount,bind,ro", point], check=True)
+from garrison.supervisor.cgroups.base import Limits
+from garrison.supervisor.cgroups.detect import describe_host, open_cgroups
+from garrison.supervisor.cgroups.errors import UnsupportedError
+from garrison.supervisor.cgroups.hierarchy import by_key, read_mounts
+from garrison.supervisor.cgroups.tree import Tree
+print(describe_host().writable[point])
+try:
+    print(open_cgroups("auto", root).mode)
+except UnsupportedError as error:
+    print(error)
+mount = next(mount for mount in read_mounts() if mount.point == point)
+try:
+    Tree(mount, mount.path(root)).lock()
+except UnsupportedError as error:
+    print(error)
+"""
+
+
+def test_a_read_only_hierarchy_is_refused_with_what_to_do() -> None:
+    """In a mount namespace of its own, where one hierarchy is made read-only."""
+    facts = describe_host()
+    if facts.mode is None or os.geteuid() != 0:
+        pytest.skip("needs root and cgroups that can be written")
+    point = facts.controllers["cpu"]
+    result = subprocess.run(
+        ["unshare", "--mount", sys.executable, "-c", READ_ONLY, point, unique_root()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if result.returncode != 0 and ("unshare" in result.stderr or "mount" in result.stderr):
+        pytest.skip(f"no mount namespace of our own: {result.stderr.strip().splitlines()[-1]}")
+    assert result.returncode == 0, result.stderr
+    writable, refused, made = result.stdout.splitlines()
+    assert writable == "False"
+    assert f"{point} is read-only" in refused
+    assert "unprivileged" in refused
+    assert point in made
+    assert "mount it read-write" in made
+
+
 def test_auto_takes_the_first_possible_mode() -> None:
     facts = describe_host()
     if facts.mode is None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,10 +25,6 @@ def processes() -> Iterator[Processes]:
         yield started
     finally:
         started.close()
-
-
-def pid_of_exec(module: Running, pid: int) -> dict[str, object]:
-    return module.event(event__action="exec", process__pid=pid)
 
 
 def test_an_exec_is_reported_with_what_proc_tells(processes: Processes) -> None:
@@ -63,7 +60,9 @@ def test_a_terminal_is_named(processes: Processes) -> None:
         main, terminal = os.openpty()
         try:
             child = processes.start("setsid", "-c", "sleep", "60", stdin=terminal)
-            event = module.event(event__action="exec", process__name="sleep", process__tty__name=os.ttyname(terminal)[5:])
+            event = module.event(
+                event__action="exec", process__name="sleep", process__tty__name=os.ttyname(terminal)[5:]
+            )
             assert event["process"]["pid"] == child.pid
         finally:
             os.close(main)
@@ -226,7 +225,10 @@ def test_the_source_can_be_changed_while_it_runs(processes: Processes) -> None:
         if module.module.source == "poll":
             pytest.skip("the proc connector is not available here")
         child = processes.start("sleep", "60")
-        assert module.event(event__action="exec", process__pid=child.pid)["event"]["provider"] in ("connector", "resync")
+        assert module.event(event__action="exec", process__pid=child.pid)["event"]["provider"] in (
+            "connector",
+            "resync",
+        )
         module.configure(Config(source="poll", poll_seconds=0.2))
         second = processes.start("sleep", "61")
         assert module.event(event__action="exec", process__pid=second.pid)["event"]["provider"] == "poll"
@@ -243,7 +245,7 @@ def test_an_overflow_is_counted_reported_and_resynchronised(processes: Processes
             survivor = processes.start("sleep", "58")
             # The child has executed when its name has changed.
             end = time.monotonic() + 30
-            while b"sleep" not in open(f"/proc/{survivor.pid}/comm", "rb").read():
+            while b"sleep" not in Path(f"/proc/{survivor.pid}/comm").read_bytes():
                 assert time.monotonic() < end
         finally:
             module.box.hold.set()

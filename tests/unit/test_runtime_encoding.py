@@ -10,14 +10,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from garrison.workers.runtime.clock import CoarseClock, iso8601
 from garrison.workers.runtime.emitter import Emitter, NotSentError
 from garrison.workers.runtime.encoding import UnencodableError, encode_line, printable, sanitise
 from garrison.workers.runtime.logs import MESSAGE_BYTES, LevelFilter, PipeLogger, describe, trace
 from garrison.workers.runtime.notices import LOG_BYTES, Notices
 from garrison.workers.runtime.outbox import Outbox
-from hypothesis import given
-from hypothesis import strategies as st
 
 any_text = st.text(st.characters(exclude_categories=[]))  # lone surrogates included
 documents = st.recursive(
@@ -194,11 +195,11 @@ def test_an_exception_is_described_in_one_bounded_line_with_its_last_frames_and_
 
 
 def test_an_exception_whose_text_fails_is_described_by_its_type():
-    class Nasty(Exception):
+    class NastyError(Exception):
         def __str__(self) -> str:
             raise KeyError("x")
 
-    assert describe(Nasty()) == "Nasty: (no text: KeyError)"
+    assert describe(NastyError()) == "NastyError: (no text: KeyError)"
 
 
 @given(st.floats(0, 4e9))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from garrison.ipc.frames import MAX_UP_BYTES, encode
 from garrison.ipc.messages import MAX_DROPPED_RANGES, PRIORITIES, Events, Priority
 from garrison.workers.runtime.outbox import (
@@ -14,8 +17,6 @@ from garrison.workers.runtime.outbox import (
     QUEUE_FULL,
     Outbox,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 class Book:

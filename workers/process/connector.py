@@ -148,8 +148,8 @@ def socket_filter() -> list[tuple[int, int, int, int]]:
     what, data = _HEADERS, _HEADERS + _EVENT.size
     return [
         (load, 0, 0, what),
-        (equal, 9, 0, socket.htonl(EXEC)),
-        (equal, 8, 0, ACK),
+        (equal, 12, 0, socket.htonl(EXEC)),
+        (equal, 11, 0, ACK),
         (equal, 2, 0, socket.htonl(FORK)),
         (equal, 5, 0, socket.htonl(EXIT)),
         (give, 0, 0, 0),

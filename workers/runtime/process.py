@@ -86,6 +86,7 @@ class _Worker:
         self._set_up_signals()
         for fd in (assignment.config_fd, assignment.events_fd):
             os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)  # a program that a module runs must not keep the master's pipe open
         self._poll.register(self._wakeup.fileno(), select.POLLIN)
         self._poll.register(assignment.config_fd, select.POLLIN)
         # Without events asked for, poll still tells that the reader is gone.
