@@ -190,7 +190,7 @@ class Agent:
             FileSink(settings.sink.file.path, settings.sink.file.max_bytes), self.host, self._trouble("sink")
         )
         self._own = OwnEvents(self.host, self.pipeline.put, self.next_epoch("agent"))
-        self.nursery = NurseryKeeper(self.host, self.cgroups.kill_plan, PRELOAD, self._nursery_lost, self._warn)
+        self.nursery = NurseryKeeper(self.host, self.cgroups.kill_plan, PRELOAD, self._kill_workers_node, self._warn)
         self.killswitch = KillSwitch(
             self.host,
             on_engage=self._kill_all,
@@ -236,6 +236,7 @@ class Agent:
             log=_worker_log,
             next_epoch=self.next_epoch,
             changed=self._changed,
+            process_limits=self._process_limits,
         )
         self.control = ControlServer(os.path.join(agent.run_dir, "control.sock"), Operations(self))
         self._userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
@@ -422,10 +423,17 @@ class Agent:
 
     def _kill_all(self) -> None:
         """Kill every worker, from whichever thread has learned of the killswitch; its flag is set already."""
+        self._kill_workers_node(engaged=True)
+
+    def _kill_workers_node(self, *, engaged: bool = False) -> None:
         with self._kill_lock:
-            self._kills += 1
+            self._kills += engaged
             self._lifted = True
-            self.cgroups.kill(None)
+            try:
+                self.cgroups.kill(None)
+            except CgroupError as error:
+                # Each worker's own task goes on killing its node; nothing starts meanwhile.
+                _log.critical("not everything could be killed at once: %s", error)
 
     def _killswitch_news(self) -> None:
         self.call_in_loop(self._killswitch_changed)
@@ -483,14 +491,6 @@ class Agent:
         budget = self._aggregate
         return Limits(cpu_quota_percent=budget.cpu_quota_percent, memory_max=budget.memory_max)
 
-    def _nursery_lost(self) -> None:
-        with self._kill_lock:
-            self._lifted = True
-            try:
-                self.cgroups.kill(None)
-            except CgroupError as error:
-                _log.error("%s", error)
-
     # Small things
 
     def status(self) -> StatusReport:
@@ -536,7 +536,14 @@ class Agent:
         self._own.emit(action, fields)
 
     def _forward(self, worker: str, ledger: WorkerLedger, priority: Priority, count: int, data: bytes) -> None:
-        self.pipeline.put(Batch(worker, ledger, priority, count, data))
+        self.pipeline.put(Batch(worker, ledger, priority, count, data, worker))
+
+    def _process_limits(self, limits: Limits) -> tuple[tuple[tuple[int, int, int], ...], int]:
+        if self.cgroups.enforced:
+            return (), 0
+        from garrison.supervisor.cgroups.unprivileged import nice, rlimits
+
+        return tuple((which, soft, hard) for which, (soft, hard) in rlimits(limits).items()), nice(limits)
 
     def _changed(self) -> None:
         self.notifier.status(summary(self.workers, self.killswitch.engaged))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from garrison.supervisor.control.client import ControlClient
     from garrison.supervisor.settings import Settings
 
+ACTION_SECONDS: Final = 70.0
+"""How long an answer to a change is waited for: the agent answers when it is done, or gives up after 60 s."""
+
 _SYSTEM_SOCKET: Final = "/run/garrison/control.sock"
 
 

@@ -19,6 +19,7 @@ from garrison.supervisor.control.protocol import ControlError, Dropped
 
 KIND_STYLES: Final = {"alert": "bold red", "state": "yellow", "event": "", "metric": "dim"}
 _FIELD_CHARACTERS: Final = 160
+_STATE_FIELDS: Final = 16
 _TIME: Final = re.compile(r"T(\d\d:\d\d:\d\d(?:[.,]\d{1,3})?)")
 
 
@@ -85,7 +86,19 @@ def _facts(event: dict[str, Any]) -> list[tuple[str, str]]:
         ("reason", _get(event, "event.reason")),
         ("message", _get(event, "message")),
     ]
-    return [(label, value) for label, value in facts if value]
+    return [(label, value) for label, value in [*_state(event), *facts] if value]
+
+
+def _state(event: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what the agent says about a transition of its own: which worker, from what, to what, why."""
+    state = event.get("state")
+    if not isinstance(state, dict):
+        return []
+    # Not through `_get`: a name may hold a dot.
+    plain = [
+        (name, value) for name, value in list(state.items())[:_STATE_FIELDS] if isinstance(value, str | int | float)
+    ]
+    return [(_clean(str(name)), _clean(str(value))) for name, value in plain]
 
 
 def _process(event: dict[str, Any], path: str) -> str:

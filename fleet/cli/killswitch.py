@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from garrison.fleet.cli import exits
-from garrison.fleet.cli.context import Target
+from garrison.fleet.cli.context import ACTION_SECONDS, Target
 from garrison.fleet.cli.exits import complain
 from garrison.fleet.cli.health import release_remedy
 from garrison.fleet.cli.text import plural, sanitise
@@ -14,7 +14,9 @@ from garrison.supervisor.control.status import KillswitchResult
 
 def kill(target: Target, reason: str) -> int:
     """Engage it; return the exit code."""
-    result = target.client().call_as(KillswitchResult, "kill", reason=reason)
+    result = target.client(ACTION_SECONDS).call_as(KillswitchResult, "kill", reason=reason)
+    if result.message:
+        _say(result.message)
     if not result.engaged:
         complain("the agent answered, but its killswitch is not engaged", "see `garrison status` and the agent's log")
         return exits.FAILED
@@ -26,7 +28,9 @@ def kill(target: Target, reason: str) -> int:
 
 def release(target: Target) -> int:
     """Take back this host's own engagement; return the exit code: 1 where something else still engages it."""
-    result = target.client().call_as(KillswitchResult, "release")
+    result = target.client(ACTION_SECONDS).call_as(KillswitchResult, "release")
+    if result.message:
+        _say(result.message)
     if not result.engaged:
         _say(f"released in {result.milliseconds:.1f} ms; the workers start again")
         return exits.OK

@@ -7,7 +7,7 @@ import time
 from typing import Final, Literal
 
 from garrison.fleet.cli import exits
-from garrison.fleet.cli.context import Target
+from garrison.fleet.cli.context import ACTION_SECONDS, Target
 from garrison.fleet.cli.exits import complain
 from garrison.fleet.cli.text import duration, sanitise
 from garrison.supervisor.control.client import ControlClient
@@ -60,7 +60,7 @@ def run(target: Target, command: str, names: list[str], wait: bool, timeout: flo
     Returns:
         The exit code: 0 where every worker did what was asked.
     """
-    client = target.client()
+    client = target.client(ACTION_SECONDS)
     code = exits.OK
     for name in dict.fromkeys(names):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -83,7 +83,7 @@ class ControlClient:
             raise self._mismatch(f"its answer to {op!r} has no result")
         return bytes(reply.result)
 
-    def stream(self, op: str, **args: Any) -> Iterator[msgspec.Raw | Dropped]:
+    def stream(self, op: str, **args: Any) -> Generator[msgspec.Raw | Dropped, None, None]:
         """Yield the items of a stream as JSON text, and `Dropped` where some are missing.
 
         Returns at the stream's end marker. With ``follow=True`` it waits for each item without a limit, and the

@@ -144,7 +144,7 @@ class Operations:
                 dropped += batch.count
 
         def wanted(batch: Batch) -> bool:
-            return (not kinds or batch.priority in kinds) and (not workers or batch.worker in workers)
+            return (not kinds or batch.priority in kinds) and (not workers or batch.about in workers)
 
         tap = self._agent.pipeline.tap
         unsubscribe = tap.subscribe(take) if follow else None

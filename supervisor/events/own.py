@@ -52,4 +52,5 @@ class OwnEvents:
             "state": {key: value for key, value in fields.items() if value not in (None, "", [])},
         }
         line = msgspec.json.encode(document, enc_hook=str) + b"\n"
-        self._put(Batch(MODULE, self.ledger, "state", 1, self._stamp.write(line, "state")))
+        about = str(fields.get("worker", MODULE))
+        self._put(Batch(MODULE, self.ledger, "state", 1, self._stamp.write(line, "state"), about))

@@ -18,13 +18,19 @@ OVERHEAD_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Stamped events of one worker and priority: `count` lines of NDJSON in `data`."""
+    """Stamped events of one worker and priority: `count` lines of NDJSON in `data`.
+
+    Attributes:
+        worker: Who sent them.
+        about: Whom they are about, for whoever looks on: the agent's own events tell of its workers.
+    """
 
     worker: str
     ledger: WorkerLedger
     priority: Priority
     count: int
     data: bytes
+    about: str = ""
 
     @property
     def size(self) -> int:

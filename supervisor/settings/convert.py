@@ -252,8 +252,8 @@ def check_hostname(name: str) -> str:
         raise ValueError("a host name must not start with '@', which marks @all and @group in keys")
     if not name.isascii() or not name.isprintable() or " " in name:
         raise ValueError("a host name has only printable ASCII characters and no spaces")
-    if name in (".", ".."):
-        raise ValueError("a host name must not be '.' or '..', which mean folders in a directory store")
+    if name.startswith("."):
+        raise ValueError("a host name must not start with '.': a directory store does not look at such files")
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class StoreBridge:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._newest: Snapshot | None = None
+        self._lock = threading.Lock()
 
     def on_killswitch(self, observation: KillObservation) -> None:
         """Set the flag and kill, here and now."""
@@ -39,8 +41,8 @@ class StoreBridge:
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """Pass the newest snapshot to the loop; those that it has not come round to are skipped."""
-        waiting = self._newest is not None
-        self._newest = snapshot
+        with self._lock:
+            waiting, self._newest = self._newest is not None, snapshot
         if not waiting:
             self._master.call_in_loop(self._deliver)
 
@@ -54,6 +56,7 @@ class StoreBridge:
         self._master.call_in_loop(self._master.take_store_status)
 
     def _deliver(self) -> None:
-        snapshot, self._newest = self._newest, None
+        with self._lock:
+            snapshot, self._newest = self._newest, None
         if snapshot is not None:
             self._master.take_snapshot(snapshot)

@@ -6,8 +6,10 @@ change. On each change the killswitch files are read and delivered first; everyt
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -420,9 +422,11 @@ def _identity(root: str) -> str:
     """Return what tells the root directory from another one, also after a reboot (device numbers change then).
 
     Raises:
-        OSError: There is none, or it is denied.
+        OSError: There is none, it is denied, or it is something else than a directory.
     """
     status = os.stat(root)
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), root)
     return f"{os.statvfs(root).f_fsid:x}.{status.st_ino:x}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from garrison.ipc.messages import LogLevel, Priority
 from garrison.supervisor.breaker import Policy
+from garrison.supervisor.cgroups.base import Limits
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.nursery.client import NurseryClient
 from garrison.supervisor.worker.launch import Place
@@ -29,6 +30,8 @@ class Services:
         log: Writes a line: level, source, text.
         next_epoch: Returns the number of a worker's next process.
         changed: Called after every transition.
+        process_limits: Returns what the child itself is limited by, beside its cgroup: (resource, soft, hard) of
+            setrlimit(2), and its niceness.
     """
 
     host: str
@@ -42,3 +45,4 @@ class Services:
     log: Callable[[LogLevel, str, str], None]
     next_epoch: Callable[[str], int]
     changed: Callable[[], None]
+    process_limits: Callable[[Limits], tuple[tuple[tuple[int, int, int], ...], int]]

@@ -337,6 +337,7 @@ class WorkerSupervisor:
         definition = self.definition
         modules = tuple((module_name(spec), spec) for spec in definition.modules) if not definition.command else ()
         folder = os.path.join(self._services.state_dir, "workers", self.name)
+        rlimits, nice = self._services.process_limits(limits_of(self.desired.budget))
         return Spawn(
             id=0,
             worker=self.name,
@@ -346,6 +347,8 @@ class WorkerSupervisor:
             command=definition.command,
             environment=dict(definition.environment),
             beat_seconds=self.desired.budget.beat_seconds,
+            rlimits=rlimits,
+            nice=nice,
         )
 
     def _keep(self) -> None:

@@ -7,7 +7,6 @@ command line. The exit code is 0 only if all of them were.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from garrison.fleet.cli.events import line_of
-from tests.e2e._agent import MISBEHAVING, RunningAgent, alive, until
+from tests.e2e._agent import RunningAgent, alive, module, until
 
 console = Console(highlight=False)
 SECONDS = 15.0
@@ -38,21 +37,15 @@ class Demo:
 
     def __init__(self, folder: Path) -> None:
         self.root = os.geteuid() == 0
-        modules = folder / "modules"
-        modules.mkdir()
-        for name in ("memory_hog", "cpu_hog"):
-            # The agent loads no module that others could write, whatever this user's umask is.
-            shutil.copyfile(MISBEHAVING / f"{name}.py", modules / f"{name}.py")
-            (modules / f"{name}.py").chmod(0o644)
         workers = f"""
 [workers.process]
 [workers.memory-hog]
-modules = ["{modules}/memory_hog.py:MemoryHog"]
+modules = ["{module("memory_hog", "MemoryHog")}"]
 [workers.memory-hog.budget]
 memory_high = "48 MiB"
 memory_max = "48 MiB"
 [workers.cpu-hog]
-modules = ["{modules}/cpu_hog.py:CpuHog"]
+modules = ["{module("cpu_hog", "CpuHog")}"]
 [workers.cpu-hog.budget]
 cpu_quota_percent = 10
 """

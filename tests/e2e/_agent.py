@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,8 +32,8 @@ needs_cgroups = pytest.mark.skipif(
 
 
 def module(name: str, class_name: str) -> str:
-    """Return the spec of a misbehaving module."""
-    return f"{MISBEHAVING / name}.py:{class_name}"
+    """Return the spec of a misbehaving module; ``@`` stands for the agent's folder, where a copy of it is."""
+    return f"@/modules/{name}.py:{class_name}"
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
@@ -74,6 +75,12 @@ class RunningAgent:
         self.config = folder / "garrison.toml"
         self.store = folder / "store"
         self.killfile = folder / "killswitch"
+        modules = folder / "modules"
+        modules.mkdir(exist_ok=True)
+        for source in MISBEHAVING.glob("*.py"):
+            # The agent loads no module that others could write, whatever the checkout's owner and umask are.
+            shutil.copyfile(source, modules / source.name)
+            (modules / source.name).chmod(0o644)
         self.write_config(workers, agent, more)
         self.process: subprocess.Popen[bytes] | None = None
         self.stderr = folder / "stderr"
@@ -81,7 +88,8 @@ class RunningAgent:
         self.notified: list[str] = []
 
     def write_config(self, workers: str, agent: str = "", more: str = "") -> None:
-        """Write the configuration file."""
+        """Write the configuration file; ``@/`` in it stands for the agent's folder."""
+        workers, agent, more = (text.replace("@/", f"{self.folder}/") for text in (workers, agent, more))
         self.config.write_text(
             f"""
 [agent]

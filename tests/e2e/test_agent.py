@@ -353,7 +353,7 @@ def test_hup_rereads_the_file_and_one_with_errors_changes_nothing(make_agent: Ma
     os.kill(agent.pid, signal.SIGHUP)
     until(lambda: "budgett" in str(agent.client.call("status")["agent"]["problems"]), "the error is shown")
     assert agent.worker("quiet")["pid"] == pid
-    agent.config.write_text(good + OTHER)
+    agent.write_config(QUIET + OTHER)
     os.kill(agent.pid, signal.SIGHUP)
     until(
         lambda: {worker["name"] for worker in agent.client.call("status")["workers"]} == {"quiet", "other"},

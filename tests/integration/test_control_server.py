@@ -174,7 +174,7 @@ def test_a_follower_that_leaves_ends_its_stream(path: str) -> None:
     with serving(path, answers):
         stream = ControlClient(path).stream("events", follow=True)
         assert values([next(stream)]) == [1]
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert answers.closed_streams.acquire(timeout=DEADLINE)
 
 
@@ -303,7 +303,7 @@ def test_forgotten_followers_leave_room_for_a_kill(path: str) -> None:
         assert refused.value.code == "busy"
         assert client.call("kill") == "killed"
         for stream in streams:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
 
 
 def test_the_socket_is_for_its_owner_only(path: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from garrison.workers.process.settings import Config
 from garrison.workers.runtime.module import ConfigError
-from tests.integration._process_support import Processes, Running, running
+from tests.integration._process_support import Processes, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="facts of other users' processes need root")
 
@@ -59,11 +59,10 @@ def test_a_terminal_is_named(processes: Processes) -> None:
     with running() as module:
         main, terminal = os.openpty()
         try:
-            child = processes.start("setsid", "-c", "sleep", "60", stdin=terminal)
-            event = module.event(
-                event__action="exec", process__name="sleep", process__tty__name=os.ttyname(terminal)[5:]
-            )
-            assert event["process"]["pid"] == child.pid
+            # A session leader without a terminal gets the first one that it opens.
+            child = processes.start("sh", "-c", 'exec sleep 60 < "$0"', os.ttyname(terminal))
+            event = module.event(event__action="exec", process__name="sleep", process__pid=child.pid)
+            assert event["process"]["tty"]["name"] == os.ttyname(terminal)[5:]
         finally:
             os.close(main)
             os.close(terminal)
@@ -292,7 +291,11 @@ def test_without_cap_net_admin_processes_are_still_seen() -> None:
     assert done.stdout.split()[2] == "sleep"
 
 
-@pytest.mark.parametrize("namespace", [["--net"], ["--user", "--map-root-user"]], ids=["network", "user"])
+@pytest.mark.parametrize(
+    "namespace",
+    [["--net"], ["--user", "--map-root-user"], ["--pid", "--fork", "--mount-proc"]],
+    ids=["network", "user", "pid"],
+)
 def test_where_the_connector_cannot_work_proc_is_polled(namespace: list[str]) -> None:
     """In another user namespace the kernel ignores the request without a word; events may come all the same."""
     if subprocess.run(["unshare", *namespace, "true"], capture_output=True).returncode:

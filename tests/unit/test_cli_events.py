@@ -26,7 +26,7 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["event", "process", "kind", "name", "pid", "@timestamp", "ip", "source"]), inner
+            st.sampled_from(["event", "state", "process", "kind", "name", "pid", "@timestamp", "ip", "source"]), inner
         )
     ),
     max_leaves=12,
@@ -44,6 +44,21 @@ def test_an_alert_says_when_what_who_and_where() -> None:
 def test_the_agents_stamp_wins_over_what_the_worker_claims() -> None:
     stamped = ALERT | {"garrison": {"worker": "network", "priority": "event"}}
     assert line_of(json.dumps(stamped).encode()).plain.startswith("03:04:05.678 event  network ")
+
+
+def test_a_transition_says_of_which_worker_and_why() -> None:
+    event = {"event": {"kind": "state", "action": "worker-tripped", "module": "agent"}}
+    state = {
+        "worker": "network",
+        "from": "running",
+        "cause": "cpu",
+        "value": 7.5,
+        "counters": {"x": 1},
+        "a\x1b.b": "\x9b",
+    }
+    assert line_of(json.dumps(event | {"state": state}).encode()).plain == (
+        "- state  agent worker-tripped worker=network from=running cause=cpu value=7.5 a\\x1b.b=\\x9b"
+    )
 
 
 def test_fields_written_with_dots_are_found() -> None:

@@ -22,7 +22,7 @@ class ProcessCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._entries: OrderedDict[int, Process] = OrderedDict()
-        self._exited: deque[Process] = deque()
+        self._exited: deque[tuple[float, Process]] = deque()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -64,12 +64,11 @@ class ProcessCache:
         if entry is None or entry.exited is not None:
             return None
         entry.exited = now
-        self._exited.append(entry)
+        self._exited.append((now, entry))
         # A quarter of the room at most is for the dead, however many die.
-        while len(self._exited) > self.capacity // 4 or (
-            self._exited and now - (self._exited[0].exited or now) > KEEP_EXITED_SECONDS
-        ):
-            self._forget(self._exited.popleft())
+        room = self.capacity // 4
+        while self._exited and (len(self._exited) > room or now - self._exited[0][0] > KEEP_EXITED_SECONDS):
+            self._forget(self._exited.popleft()[1])
         return entry
 
     def resize(self, capacity: int) -> None:

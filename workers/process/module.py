@@ -72,7 +72,8 @@ class ProcessModule(Module):
         Raises:
             ConfigError: ``source = "connector"`` and it cannot be used; the old settings stay.
         """
-        old: settings.Config = box.config
+        # What is in force here: the sandbox's may differ while a change is taken back.
+        old = self._tracker.config
         source = (config.source, config.receive_buffer_bytes)
         if source != (old.source, old.receive_buffer_bytes):
             self._replace_connector(box, config)
@@ -100,7 +101,7 @@ class ProcessModule(Module):
 
     def _turn(self, box: Sandbox) -> None:
         now = box.clock.monotonic()
-        config: settings.Config = box.config
+        config = self._tracker.config
         connector = self._connector
         if connector is None:
             self._retry_connector(box, config, now)
@@ -167,8 +168,9 @@ class ProcessModule(Module):
         self._scan = None
         self._tracker.scan_ended()
         now = box.clock.monotonic()
-        self._resynced = now
-        config: settings.Config = box.config
+        if self._origin == "resync":
+            self._resynced = now
+        config = self._tracker.config
         self._next_poll = now + max(config.poll_seconds, self._scan_cpu / POLL_SHARE)
         if self._origin == "start":
             box.log.info("watching %d processes through %s", len(self._tracker.table), self.source)

@@ -93,11 +93,9 @@ def parse_uids(status: bytes) -> tuple[int, int] | None:
 def parse_args(data: bytes) -> tuple[tuple[str, ...], bool]:
     """Return the arguments in the first `ARGS_BYTES` of a cmdline file and whether there was more. Pure."""
     truncated = len(data) > ARGS_BYTES
-    data = data[:ARGS_BYTES]
-    if not truncated:
-        data = data.removesuffix(b"\0")
     if not data:
-        return (), truncated
+        return (), False
+    data = data[:ARGS_BYTES] if truncated else data.removesuffix(b"\0")
     return tuple(map(os.fsdecode, data.split(b"\0"))), truncated
 
 

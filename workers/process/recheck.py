@@ -44,7 +44,7 @@ class Rechecks:
             self.skipped += 1
         self._shells.append(process)
 
-    def young(self, now: float, limit: int = 512) -> list[Process]:
+    def young(self, now: float, limit: int = MAX_YOUNG) -> list[Process]:
         """Return the processes whose first look is due, at most `limit`."""
         due: list[Process] = []
         while self._young and self._young[0][0] <= now and len(due) < limit:

@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Final
 
 from garrison.workers.runtime.module import Module
@@ -81,8 +80,7 @@ def _import(name: str, where: str) -> object:
         raise ModuleLoadError(f"module {name}: the file {where!r} must be given by its absolute path")
     path = os.path.realpath(where)
     source = _read_checked(name, path)
-    digest = blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    return _execute(f"garrison_module_{digest}", path, source)
+    return _execute(f"garrison_module_{os.fsencode(path).hex()}", path, source)
 
 
 def _read_checked(name: str, path: str) -> bytes:
