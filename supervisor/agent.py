@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from garrison.ipc.messages import LogLevel, Priority
 from garrison.supervisor import logs
 from garrison.supervisor.breaker import Policy
@@ -50,6 +52,7 @@ from garrison.supervisor.settings import (
 from garrison.supervisor.sinks.file import FileSink
 from garrison.supervisor.state import CACHE_FILE, LOCAL_FILE, CachedState, LocalState, StateWriter, read
 from garrison.supervisor.status import summary, worker_status
+from garrison.supervisor.stores.base import Snapshot
 from garrison.supervisor.stores.bridge import StoreBridge
 from garrison.supervisor.stores.directory import DirectoryStore
 from garrison.supervisor.stores.killfile import KillFileWatch
@@ -205,7 +208,7 @@ class Agent:
             host=self.host,
             groups=agent.groups,
             kill_groups=kill_groups(self._local.killswitch, agent.prefix),
-            seed=self._cached.snapshot,
+            seed=self._seed(),
         )
         self.killfile = KillFileWatch(agent.killswitch_file, self.killswitch.update_file, host=self.host)
         self.reconciler = Reconciler(
@@ -240,6 +243,19 @@ class Agent:
         )
         self.control = ControlServer(os.path.join(agent.run_dir, "control.sock"), Operations(self))
         self._userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
+
+    def _seed(self) -> Snapshot | None:
+        """Return the cached snapshot, at least as new as the killswitch that was saved beside it.
+
+        The two are written one after the other; revisions that ran backwards between them would make the first look
+        at the store seem older than what is remembered.
+        """
+        snapshot = self._cached.snapshot
+        if snapshot is None:
+            return None
+        causes = self._local.killswitch.store.values()
+        known = [cause.revision for cause in causes if cause.history == snapshot.history]
+        return msgspec.structs.replace(snapshot, revision=max([snapshot.revision, *known]))
 
     async def _start(self) -> None:
         _log.info(
@@ -333,7 +349,7 @@ class Agent:
         """Note how the store is doing (from the loop)."""
         self.problems.set("store", self.store.status().error)
 
-    def take_snapshot(self, snapshot: Any) -> None:
+    def take_snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot of the store (from the loop)."""
         self.reconciler.take_snapshot(snapshot)
         self._first_snapshot.set()

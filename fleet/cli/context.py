@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from garrison.fleet.cli import exits
-from garrison.fleet.cli.exits import CliError
+from garrison.fleet.cli.exits import CliError, complain
 
 if TYPE_CHECKING:
     from garrison.fleet.cli.health import Places
@@ -61,7 +61,26 @@ class Target:
             return self.socket
         from garrison.supervisor.control.protocol import SOCKET_NAME
 
-        return os.path.join(self.settings().agent.run_dir, SOCKET_NAME)
+        try:
+            return os.path.join(self.settings().agent.run_dir, SOCKET_NAME)
+        except CliError as error:
+            # A typo in the file must not keep anybody from the killswitch of an agent that runs on the last good one.
+            path = os.path.join(self._run_dir_of_a_broken_file(), SOCKET_NAME)
+            if not os.path.exists(path):
+                raise
+            complain(error.message, f"going on with the socket {path}, which is there")
+            return path
+
+    def _run_dir_of_a_broken_file(self) -> str:
+        """Return ``agent.run_dir`` as far as the file still says one, else the system's."""
+        import tomllib
+
+        try:
+            with open(self.config or "/etc/garrison/garrison.toml", "rb") as file:
+                run_dir = tomllib.load(file).get("agent", {}).get("run_dir")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            run_dir = None
+        return run_dir if isinstance(run_dir, str) and run_dir.startswith("/") else os.path.dirname(_SYSTEM_SOCKET)
 
     def places(self) -> Places:
         """Return where this host is told things; the defaults where the configuration cannot say."""

@@ -61,10 +61,10 @@ def line_of(document: bytes) -> Text:
     if not isinstance(event, dict):
         return Text(f"not an event: {_clean(document.decode('utf-8', 'backslashreplace'))}", style="dim")
     # The agent's own stamp comes first: what the worker says about itself is only a claim.
-    kind = _get(event, "garrison.priority") or _get(event, "event.kind") or "event"
+    kind = _get(event, "agent.priority") or _get(event, "event.kind") or "event"
     line = Text(f"{_time(event)} ")
     line.append(f"{kind:<6}", style=KIND_STYLES.get(kind, ""))
-    line.append(f" {_get(event, 'garrison.worker') or _get(event, 'event.module') or '-'}", style="cyan")
+    line.append(f" {_get(event, 'agent.worker') or _get(event, 'event.module') or '-'}", style="cyan")
     line.append(f" {_get(event, 'event.action') or '-'}", style="bold")
     if rule := _get(event, "rule.name"):
         line.append(f" “{rule}”", style=KIND_STYLES.get(kind, ""))
@@ -90,8 +90,8 @@ def _facts(event: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _state(event: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what the agent says about a transition of its own: which worker, from what, to what, why."""
-    state = event.get("state")
+    """Return the details that ECS has no field for: of a transition which worker, from what, to what, why."""
+    state = event.get("garrison")
     if not isinstance(state, dict):
         return []
     # Not through `_get`: a name may hold a dot.

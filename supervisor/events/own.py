@@ -37,7 +37,7 @@ class OwnEvents:
         self._stamp = Stamp(host, MODULE, epoch)
 
     def emit(self, action: str, fields: dict[str, Any]) -> None:
-        """Emit one event; `fields` go below ``state``, empty ones are left out."""
+        """Emit one event; `fields` go below ``garrison``, empty ones are left out."""
         self.ledger.emitted += 1
         document = {
             "@timestamp": timestamp(time.time()),
@@ -49,7 +49,7 @@ class OwnEvents:
                 "module": MODULE,
                 "sequence": self.ledger.emitted,
             },
-            "state": {key: value for key, value in fields.items() if value not in (None, "", [])},
+            "garrison": {key: value for key, value in fields.items() if value not in (None, "", [])},
         }
         line = msgspec.json.encode(document, enc_hook=str) + b"\n"
         about = str(fields.get("worker", MODULE))

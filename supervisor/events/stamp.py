@@ -1,6 +1,7 @@
 """The stamp: what the master says about an event, written behind what the worker says. Pure.
 
-The body is a claim. The master does not decode it, so it cannot take a forged field out; it writes its own
+``host`` and ``agent`` are the master's; ``garrison`` is free for details that ECS has no field for. The body
+is a claim. The master does not decode it, so it cannot take a forged field out; it writes its own
 fields last, where every common JSON reader lets them win over an earlier field of the same name. Consumers
 that must not trust a reader's choice use the sink's own envelope (the Kafka headers).
 """
@@ -29,8 +30,13 @@ class Stamp:
         for priority in ("alert", "state", "event", "metric"):
             fields = {
                 "host": {"name": host},
-                "agent": {"type": "garrison", "version": VERSION},
-                "garrison": {"worker": worker, "epoch": epoch, "priority": priority},
+                "agent": {
+                    "type": "garrison",
+                    "version": VERSION,
+                    "worker": worker,
+                    "epoch": epoch,
+                    "priority": priority,
+                },
             }
             # Without its opening brace: it goes on where the worker's object was about to end.
             self._tails[priority] = b"," + msgspec.json.encode(fields)[1:] + b"\n"

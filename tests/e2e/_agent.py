@@ -81,6 +81,10 @@ class RunningAgent:
             # The agent loads no module that others could write, whatever the checkout's owner and umask are.
             shutil.copyfile(source, modules / source.name)
             (modules / source.name).chmod(0o644)
+        self.write_config("", "", "")
+        # A test may leave the configuration broken; cleaning up does not depend on it.
+        self._cleanup_config = folder / "cleanup.toml"
+        shutil.copyfile(self.config, self._cleanup_config)
         self.write_config(workers, agent, more)
         self.process: subprocess.Popen[bytes] | None = None
         self.stderr = folder / "stderr"
@@ -185,7 +189,9 @@ path = "{self.store}"
                 self.kill()
         if self._notify is not None:
             self._notify.close()
-        subprocess.run([BIN / "garrisond", "--config", self.config, "--cleanup"], check=False, capture_output=True)
+        subprocess.run(
+            [BIN / "garrisond", "--config", self._cleanup_config, "--cleanup"], check=False, capture_output=True
+        )
         until(lambda: not self.nodes(), "no cgroup is left", 10)
 
     def errors(self) -> str:

@@ -79,8 +79,8 @@ def test_memory_past_the_cap_costs_the_worker_its_life_and_nobody_else(make_agen
     assert agent.worker("quiet")["restarts"] == 0
     assert agent.pids("workers/memory-hog") == set()
     trip = agent.wait_event(event__action="worker-tripped")
-    assert trip["state"]["cause"] == "oom"
-    assert trip["state"]["worker"] == "memory-hog"
+    assert trip["garrison"]["cause"] == "oom"
+    assert trip["garrison"]["worker"] == "memory-hog"
 
 
 def test_a_spinning_worker_gets_its_quota_and_no_more(make_agent: Make) -> None:
@@ -172,14 +172,14 @@ def test_a_signal_to_the_whole_process_group_is_an_orderly_stop(make_agent: Make
     assert agent.process is not None
     assert agent.process.wait(30) == 0
     events = list(agent.events())
-    ended = [event["state"] for event in events if event["event"]["action"] == "worker-stopped"]
+    ended = [event["garrison"] for event in events if event["event"]["action"] == "worker-stopped"]
     assert sorted(state["worker"] for state in ended) == ["other", "process", "quiet"]
     assert all(state["exit"] == "exit status 0" and "lost_at_exit" not in str(state.get("reason")) for state in ended)
     assert not [event for event in events if event["event"]["action"] in ("worker-failed", "worker-tripped")]
     # Nothing is left in flight: the numbers of each worker and priority run on without a gap.
     numbers: dict[tuple[str, str], list[int]] = {}
     for event in events:
-        key = (event["garrison"]["worker"], event["garrison"]["priority"])
+        key = (event["agent"]["worker"], event["agent"]["priority"])
         numbers.setdefault(key, []).append(event["event"]["sequence"])
     assert all(sequence == list(range(1, len(sequence) + 1)) for sequence in numbers.values())
     assert events[-1]["event"]["action"] == "agent-stopped"

@@ -42,7 +42,7 @@ def test_an_alert_says_when_what_who_and_where() -> None:
 
 
 def test_the_agents_stamp_wins_over_what_the_worker_claims() -> None:
-    stamped = ALERT | {"garrison": {"worker": "network", "priority": "event"}}
+    stamped = ALERT | {"agent": {"worker": "network", "priority": "event"}}
     assert line_of(json.dumps(stamped).encode()).plain.startswith("03:04:05.678 event  network ")
 
 
@@ -56,7 +56,7 @@ def test_a_transition_says_of_which_worker_and_why() -> None:
         "counters": {"x": 1},
         "a\x1b.b": "\x9b",
     }
-    assert line_of(json.dumps(event | {"state": state}).encode()).plain == (
+    assert line_of(json.dumps(event | {"garrison": state}).encode()).plain == (
         "- state  agent worker-tripped worker=network from=running cause=cpu value=7.5 a\\x1b.b=\\x9b"
     )
 

@@ -88,13 +88,19 @@ def test_a_beat_that_takes_back_what_was_handed_over_is_a_breach() -> None:
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20), min_size=1), min_size=1, max_size=5))
 def test_a_stamped_line_is_json_in_which_the_masters_word_wins(events: list[dict[str, str]]) -> None:
-    forged = [{**event, "host": {"name": "evil"}, "garrison": {"worker": "evil"}} for event in events]
+    forged = [{**event, "host": {"name": "evil"}, "agent": {"worker": "evil"}} for event in events]
     data = b"".join(json.dumps(event).encode() + b"\n" for event in forged)
     check_lines(data, len(forged))
     for line in Stamp("web1", "process", 7).write(data, "alert").splitlines():
         document = json.loads(line)
         assert document["host"] == {"name": "web1"}
-        assert document["garrison"] == {"worker": "process", "epoch": 7, "priority": "alert"}
+        stamp = document["agent"]
+        assert (stamp["type"], stamp["worker"], stamp["epoch"], stamp["priority"]) == (
+            "garrison",
+            "process",
+            7,
+            "alert",
+        )
 
 
 priorities = st.sampled_from(["alert", "state", "event", "metric"])
