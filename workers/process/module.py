@@ -13,6 +13,7 @@ from garrison.workers.process.connector import Connector, ConnectorError, open_c
 from garrison.workers.process.scan import Seen
 from garrison.workers.process.tracker import Origin, Tracker
 from garrison.workers.runtime.module import ConfigError, Module, Sandbox
+from garrison.workers.runtime.wakeup import Wakeup
 
 RESYNC_SECONDS: Final = 10.0
 """Least seconds between two resynchronisations, and between two reports of an overflow."""
@@ -33,6 +34,8 @@ class ProcessModule(Module):
     Config: ClassVar[type[msgspec.Struct]] = settings.Config
 
     _connector: Connector | None
+    _nudge: Wakeup | None
+    """Ends the wait in `_turn` after a task or new settings: they run inside it and may change what it is for."""
 
     def init(self, box: Sandbox) -> None:
         """Subscribe to the connector, or find out that it must be polling, and begin the first look at /proc.
@@ -41,8 +44,12 @@ class ProcessModule(Module):
             ConnectorError: ``source = "connector"`` and it cannot be used.
         """
         self._connector = None
+        self._nudge = Wakeup()
         self._overruns = 0
+        self._congested = False
+        self._lost_before = self._lost_told = 0
         self._resync_due: float | None = None
+        self._overflow_due: float | None = None
         self._resynced = self._overflow_told = self._retry_at = float("-inf")
         self._stats_at = box.clock.monotonic()
         self._scan: Iterator[Seen | None] | None = None
@@ -58,13 +65,19 @@ class ProcessModule(Module):
         """Follow the host's processes until the module should stop."""
         while not box.stopping:
             self._turn(box)
+        # What was counted and is not told yet would be lost without a word.
+        if self._overflow_due is not None or self._congested:
+            self._tell_overflow(box.clock.monotonic())
+        self._tracker.tell_held()
 
     def shutdown(self, box: Sandbox) -> None:
         """Give the subscription back."""
-        connector = getattr(self, "_connector", None)
+        connector, self._connector = getattr(self, "_connector", None), None
         if connector is not None:
             connector.close()
-        self._connector = None
+        nudge, self._nudge = getattr(self, "_nudge", None), None
+        if nudge is not None:
+            nudge.close()
 
     def reconfigure(self, box: Sandbox, config: Any) -> None:
         """Take new settings; the connector is opened anew where its own have changed.
@@ -79,6 +92,7 @@ class ProcessModule(Module):
             self._replace_connector(box, config)
         self._next_poll = min(self._next_poll, box.clock.monotonic() + config.poll_seconds)
         self._tracker.configure(config)
+        self._end_wait()
 
     def task(self, box: Sandbox, name: str, arguments: Mapping[str, Any]) -> Any:
         """Do ``rescan`` (look at all of /proc, report what is not known) or ``stats`` (return the counters).
@@ -89,6 +103,7 @@ class ProcessModule(Module):
         if name == "rescan":
             if self._scan is None or self._origin == "poll":
                 self._begin_scan("resync")
+                self._end_wait()
             return {"scan": self._origin, "known": len(self._tracker.table)}
         if name == "stats":
             return self._statistics()
@@ -109,45 +124,81 @@ class ProcessModule(Module):
                 self._begin_scan("poll")
         elif self._scan is None and self._resync_due is not None and now >= self._resync_due:
             self._begin_scan("resync")
+        if self._overflow_due is not None and now >= self._overflow_due:
+            self._tell_overflow(now)
         self._statistics_due(box, config, now)
-        timeout = self._timeout(config, now)
-        if self._scan is not None:
-            timeout = _BREATH
+        self._wait(box, connector, self._timeout(config, now))
+        self._step(box)
+
+    def _wait(self, box: Sandbox, connector: Connector | None, timeout: float | None) -> None:
+        """Wait for events, for the next thing that is due, or for a task or new settings, and take the events."""
+        nudge = self._nudge
+        own = () if nudge is None else (nudge.fileno(),)
         if connector is None:
-            box.wait(timeout=timeout)
+            ready = box.wait(*own, timeout=timeout)
         else:
             if box.degraded:
                 # One wakeup for many events; what ends meanwhile is reported with less.
                 box.wait(timeout=_DEGRADED_BREATH)
-            ready = box.wait(connector.fileno(), timeout=timeout)
+                if self._connector is not connector:
+                    # New settings came meanwhile; the descriptor is closed.
+                    return
+            ready = box.wait(connector.fileno(), *own, timeout=timeout)
             # The configuration may have changed during the wait, and the connector with it.
-            if ready and self._connector is connector:
+            due = self._congested or connector.early or connector.fileno() in ready
+            if due and self._connector is connector:
                 self._drain(box, connector)
-        self._step(box)
+        if nudge is not None and nudge.fileno() in ready:
+            nudge.clear()
+
+    def _end_wait(self) -> None:
+        if self._nudge is not None:
+            self._nudge.set()
 
     def _timeout(self, config: settings.Config, now: float) -> float | None:
-        due = [] if self._connector is not None else [self._next_poll]
-        if self._resync_due is not None:
-            due.append(self._resync_due)
+        if self._congested:
+            return 0.0
+        if self._scan is not None:
+            return _BREATH
+        due = [self._next_poll if self._connector is None else self._resync_due, self._overflow_due]
         if config.stats_seconds:
             due.append(self._stats_at + config.stats_seconds)
-        return max(min(due) - now, 0.0) if due else None
+        times = [at for at in due if at is not None]
+        return max(min(times) - now, 0.0) if times else None
 
     def _drain(self, box: Sandbox, connector: Connector) -> None:
-        """Take what is there, a bounded amount a turn, so that settings and tasks come through."""
-        found, _ = connector.read()
+        """Take what is there, a bounded amount a turn, so that settings and tasks come through.
+
+        After an overrun the kernel drops everything until its queue is empty. Only then is the number of lost
+        events complete, and only a look at /proc that begins then finds all that was lost.
+        """
+        found, more = connector.read()
         for event in found:
             self._tracker.handle(event)
-        if connector.overruns == self._overruns:
+        if connector.overruns != self._overruns:
+            self._tracker.counts["overflows"] += connector.overruns - self._overruns
+            self._overruns = connector.overruns
+            self._congested = True
+        if not self._congested or more:
             return
-        self._tracker.counts["overflows"] += connector.overruns - self._overruns
-        self._overruns = connector.overruns
+        self._congested = False
         now = box.clock.monotonic()
         # The scan that is under way may already have passed what was lost: another one follows.
         self._resync_due = max(now, self._resynced + RESYNC_SECONDS)
-        if now - self._overflow_told >= RESYNC_SECONDS:
-            self._overflow_told = now
-            self._tracker.overflowed(connector.lost())
+        if self._overflow_due is None:
+            self._overflow_due = max(now, self._overflow_told + RESYNC_SECONDS)
+
+    def _tell_overflow(self, now: float) -> None:
+        self._overflow_due, self._overflow_told = None, now
+        total = self._lost()
+        lost = None if total is None else total - self._lost_told
+        self._lost_told = self._lost_told if total is None else total
+        self._tracker.overflowed(lost, total)
+
+    def _lost(self) -> int | None:
+        """Return how many events were dropped since the start, by connectors used before too; None: not known."""
+        lost = self._connector.lost() if self._connector is not None else 0
+        return None if lost is None else self._lost_before + lost
 
     def _begin_scan(self, origin: Origin) -> None:
         self._scan, self._origin, self._scan_cpu = self._tracker.table.scan(), origin, 0.0
@@ -219,30 +270,43 @@ class ProcessModule(Module):
             return
         self._overruns = 0
         # What has started between the last look and the subscription.
-        self._begin_scan("resync")
+        self._resync_due = now
         box.log.notice("the proc connector can be used now; polling ends")
         box.emit(events.state("source-connector", "the proc connector is in use", {"source": "connector"}))
 
     def _replace_connector(self, box: Sandbox, config: settings.Config) -> None:
         """Open the new one first, so that a refused configuration leaves the old one working."""
         old, self._connector = self._connector, None
+        overruns, self._overruns = self._overruns, 0
         try:
             self._open(box, config)
         except ConnectorError as error:
-            self._connector = old
-            self._overruns = old.overruns if old is not None else 0
+            self._connector, self._overruns = old, overruns
             raise ConfigError(f"source: {error}") from error
         if old is not None:
-            old.close()
-        if self.source == "connector":
-            self._begin_scan("resync")
+            self._retire(box, old, overruns)
+        # What the old one still held, and what started between two ways of looking. A first look that is under
+        # way ends first: what it has not come to yet is no news.
+        self._resync_due = None if self.source == "poll" else box.clock.monotonic()
+
+    def _retire(self, box: Sandbox, old: Connector, overruns: int) -> None:
+        """Take what an old connector still holds and remember what it has lost."""
+        for event in old.read()[0]:
+            self._tracker.handle(event)
+        if self._congested or old.overruns != overruns:
+            self._tracker.counts["overflows"] += old.overruns - overruns
+            self._congested = False
+            if self._overflow_due is None:
+                self._overflow_due = box.clock.monotonic()
+        self._lost_before += old.lost() or 0
+        old.close()
 
     def _statistics(self) -> dict[str, Any]:
         connector = self._connector
         return {
             **self._tracker.statistics(),
             "source": self.source,
-            "lost": connector.lost() if connector is not None else None,
+            "lost": self._lost(),
             "malformed": connector.malformed if connector is not None else 0,
         }
 

@@ -154,14 +154,19 @@ class Tracker:
         self._report(process, origin)
         self.rechecks.add(process, self._now())
 
-    def overflowed(self, lost: int | None) -> None:
-        """Report that the connector has lost events; `lost` is how many, where the kernel says so."""
+    def overflowed(self, lost: int | None, total: int | None) -> None:
+        """Report that the connector has lost events.
+
+        Args:
+            lost: How many since the last report; None where the kernel does not say so.
+            total: How many since the start.
+        """
         how_many = "an unknown number of" if lost is None else str(lost)
         self._box.emit(
             events.state(
                 "overflow",
                 f"the kernel dropped {how_many} process events; /proc is read again for what is still there",
-                {"lost": lost, "overflows": self.counts["overflows"]},
+                {"lost": lost, "lost_total": total, "overflows": self.counts["overflows"]},
             )
         )
 
@@ -188,10 +193,11 @@ class Tracker:
             for process in self.rechecks.sweep(fresh, elapsed):
                 if self._lives(process) and not process.forked:
                     self._recheck_executable(process)
-        held = self._gate.expire(now)
-        if held or self._gate.forgotten:
-            self._box.emit(events.suppressed(held, self._gate.forgotten))
-            self._gate.forgotten = 0
+        self._tell_suppressed(now)
+
+    def tell_held(self) -> None:
+        """Report the alerts that are still held back: the worker is about to end, and none will follow."""
+        self._tell_suppressed(float("inf"))
 
     def statistics(self) -> dict[str, Any]:
         """Return the counters and sizes."""
@@ -222,6 +228,12 @@ class Tracker:
 
     def _now(self) -> float:
         return self._box.clock.monotonic()
+
+    def _tell_suppressed(self, now: float) -> None:
+        held = self._gate.expire(now)
+        if held or self._gate.forgotten:
+            self._box.emit(events.suppressed(held, self._gate.forgotten))
+            self._gate.forgotten = 0
 
     def _lives(self, process: Process) -> bool:
         return process.exited is None and self.cache.peek(process.pid) is process
