@@ -161,7 +161,7 @@ def thaw(context: typer.Context, workers: Workers, wait: Wait = True, timeout: T
 def reset(context: typer.Context, workers: Workers, wait: Wait = True, timeout: Timeout = 30.0) -> None:
     """Close the breaker of workers.
 
-    Those that are tripped or latched run again at once, and their trips are forgotten.
+    Those that are tripped or latched run again at once, and the next trip waits no longer than a first one.
     """
     _change(context, "reset", workers, wait, timeout)
 
@@ -245,6 +245,54 @@ def events(
         return command.show(
             context.obj, follow=follow, last=last, kinds=kinds, workers=list(worker or ()), as_json=as_json
         )
+
+    _finish(guarded(run))
+
+
+class Level(StrEnum):
+    """The syslog levels, from the least important."""
+
+    debug = "debug"
+    info = "info"
+    notice = "notice"
+    warning = "warning"
+    err = "err"
+    crit = "crit"
+    alert = "alert"
+    emerg = "emerg"
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines, until Ctrl-C.")] = False,
+    last: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=0, max=100_000, help="How many past lines to begin with.")
+    ] = 20,
+    level: Annotated[
+        Level, typer.Option("--level", "-l", metavar="LEVEL", help=f"The least important: {', '.join(Level)}.")
+    ] = Level.debug,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            "-s",
+            metavar="SOURCE",
+            help="Only of this source, such as agent, control or a worker's name; may be repeated.",
+            autocompletion=_complete_worker,
+        ),
+    ] = None,
+) -> None:
+    """Show the agent's own log.
+
+    Read from the two files in the agent's log_dir, so it works while the agent is down too. With --follow it goes
+    on across a change of file and ends with 130 on Ctrl-C.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import logs as command
+
+        return command.show(context.obj, last=last, follow=follow, level=level.value, sources=list(source or ()))
 
     _finish(guarded(run))
 

@@ -137,3 +137,18 @@ def test_the_log_goes_to_two_files_and_never_blocks_on_a_full_standard_error(mak
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_the_log_can_be_read_while_the_agent_runs_and_after_it_ended(make_agent: Make) -> None:
+    agent = make_agent(QUIET)
+    missing = agent.garrison("logs")
+    assert missing.returncode == 69
+    assert str(agent.folder / "log") in missing.stderr
+    agent.start()
+    agent.wait_worker("quiet", state="running")
+    until(lambda: "ready: 1 of 1 workers run" in agent.garrison("logs").stdout, "the log is there")
+    assert agent.stop() == 0
+    lines = agent.garrison("logs", "-n", "100", "--source", "quiet").stdout.splitlines()
+    assert any("starting -> running" in line for line in lines)
+    assert not any(" agent: " in line for line in lines)
+    assert agent.garrison("logs", "--level", "crit").stdout == ""
