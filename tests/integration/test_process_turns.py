@@ -6,14 +6,16 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from garrison.workers.process import module as module_file
-from garrison.workers.process.connector import Connector, ProcEvent
+from garrison.workers.process.connector import EXEC, Connector, ProcEvent
 from garrison.workers.process.settings import Config
+from garrison.workers.process.tracker import Tracker
 from garrison.workers.runtime.wakeup import Wakeup
 from tests.integration._process_support import DEADLINE, Processes, RecordingBox, Running, running
 
@@ -184,6 +186,48 @@ def test_losses_are_still_counted_after_the_connector_was_replaced(monkeypatch: 
         assert first["garrison"]["lost"] == 100
         # The second one has dropped 99 before anybody has read from it.
         assert stats(module)["lost"] == 199
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended since"])
+def test_an_exec_that_a_resynchronisation_has_reported_is_not_reported_again(
+    processes: Processes, *, ended: bool
+) -> None:
+    box = RecordingBox()
+    try:
+        tracker = Tracker(box, box.config)
+        child = processes.start("cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdin is not None
+        assert child.stdout is not None
+        os.write(child.stdin.fileno(), b"x")
+        os.read(child.stdout.fileno(), 1)
+        executed = time.monotonic_ns()
+        tracker.executed(child.pid, "resync")
+        tracker.scan_ended()
+        if ended:
+            child.kill()
+            child.wait()
+        # The queue is behind: it comes to the exec after the look at /proc has ended.
+        tracker.handle(ProcEvent(EXEC, child.pid, 0, 0, executed))
+        assert [event["event"]["provider"] for event in box.events] == ["resync"]
+        assert tracker.counts["execs"] == 1
+        # One that is newer than the look is another exec.
+        tracker.handle(ProcEvent(EXEC, child.pid, 0, 0, time.monotonic_ns()))
+        assert [event["event"]["provider"] for event in box.events] == ["resync", "connector"]
+    finally:
+        box.close()
+
+
+def test_an_exec_after_the_report_of_a_resynchronisation_is_reported(processes: Processes) -> None:
+    box = RecordingBox()
+    try:
+        tracker = Tracker(box, box.config)
+        child = processes.start("sleep", "60")
+        tracker.executed(child.pid, "resync")
+        tracker.handle(ProcEvent(EXEC, child.pid, 0, 0, time.monotonic_ns()))
+        tracker.scan_ended()
+        assert [event["event"]["provider"] for event in box.events] == ["resync", "connector"]
+    finally:
+        box.close()
 
 
 class CountingBox(RecordingBox):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
@@ -14,7 +15,7 @@ from garrison.workers.process.connector import EXEC, EXIT, FORK, ProcEvent
 from garrison.workers.process.detect import Finding, Policy, is_shell
 from garrison.workers.process.facts import Process
 from garrison.workers.process.recheck import Rechecks
-from garrison.workers.process.scan import ProcessTable, Seen
+from garrison.workers.process.scan import MAX_PROCESSES, ProcessTable, Seen
 from garrison.workers.process.settings import Config
 from garrison.workers.process.users import Users
 from garrison.workers.runtime.module import Sandbox
@@ -51,7 +52,8 @@ class Tracker:
         self.rechecks = Rechecks()
         self._documents = events.Documents(users or Users())
         self._gate = AlertGate(config.repeat_seconds, config.alerts_per_minute, rules.HIGH)
-        self._told_by_scan: dict[int, Process] = {}
+        self._told_by_scan: dict[int, int] = {}
+        self._told_until: int | None = None
         self._pipe_checks = 0
         self._ticked: float | None = None
         self.counts = dict.fromkeys(
@@ -67,7 +69,13 @@ class Tracker:
 
     def handle(self, event: ProcEvent) -> None:
         """Take one event of the connector."""
+        if self._told_until is not None and event.timestamp_ns > self._told_until:
+            # The queue has got past the look at /proc.
+            self._told_by_scan.clear()
+            self._told_until = None
         if event.what == EXEC:
+            if self._told(event):
+                return
             self.executed(event.pid, "connector")
         elif event.what == FORK:
             self.forked(event.parent, event.pid, "connector")
@@ -91,8 +99,8 @@ class Tracker:
                 self.executed(seen.pid, origin)
 
     def scan_ended(self) -> None:
-        """Forget which execs a resynchronisation has told of: from now on the connector's are the first."""
-        self._told_by_scan.clear()
+        """Take the end of a look at /proc; what it has told of is kept until the connector's queue has got past it."""
+        self._told_until = time.monotonic_ns() if self._told_by_scan else None
         self.counts["scans"] += 1
 
     def forked(self, parent: int, pid: int, origin: Origin) -> Process:
@@ -127,19 +135,16 @@ class Tracker:
         if known is not None and known.exited is not None:
             known = None
         inherited = known.image if known is not None else None
+        if origin == "resync":
+            if len(self._told_by_scan) >= MAX_PROCESSES:
+                # Without a connector nothing empties it. At worst an exec is reported twice.
+                self._told_by_scan.clear()
+            self._told_by_scan[pid] = time.monotonic_ns()
+            self._told_until = None
         process = procfs.read_process(pid, inherited, thrifty=self._box.degraded)
         self.counts["execs"] += 1
         if process is None or process.image is None:
             self._vanished(pid, known, origin)
-            return
-        told = self._told_by_scan.pop(pid, None)
-        if (
-            origin == "connector"
-            and told is not None
-            and (told.start_ticks, told.stamp, told.image) == (process.start_ticks, process.stamp, process.image)
-        ):
-            # A resynchronisation was faster than the queue: this exec has been reported.
-            self.counts["execs"] -= 1
             return
         if known is not None and known.ppid and known.start_ticks in (0, process.start_ticks):
             # Who forked it tells more than who has adopted it since.
@@ -147,8 +152,6 @@ class Tracker:
         process.shell = is_shell(process.image)
         self.cache.put(process)
         self.table.note(pid, process.start_ticks, process.stamp)
-        if origin == "resync":
-            self._told_by_scan[pid] = process
         if process.image.kernel:
             return
         self._report(process, origin)
@@ -228,6 +231,12 @@ class Tracker:
 
     def _now(self) -> float:
         return self._box.clock.monotonic()
+
+    def _told(self, event: ProcEvent) -> bool:
+        """Return whether a resynchronisation was faster than the queue and has reported this exec."""
+        told = self._told_by_scan.pop(event.pid, None)
+        # Both are of the monotonic clock. What has executed since /proc was read for the report is news.
+        return told is not None and event.timestamp_ns < told
 
     def _tell_suppressed(self, now: float) -> None:
         held = self._gate.expire(now)
