@@ -19,6 +19,10 @@ demo: $(READY) ## Run the real agent on this host for half a minute and show wha
 test: $(READY) ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
 	@$(BIN)/pytest $(ARGS)
 
+.PHONY: bench
+bench: $(READY) ## Measure the agent beside its peers and print a table (root; under ten minutes; ARGS="killswitch --quick")
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 .PHONY: check
 check: $(READY) lint docs-check types ## Everything beside the tests: style, generated docs, wheel, strict types
 
@@ -59,6 +63,14 @@ docs-check: $(READY) ## Fail where a generated page is out of date
 lock: $(READY) ## Resolve the dependencies anew into requirements/dev.txt (needs uv)
 	@uv pip compile --quiet --generate-hashes --universal --no-header --no-annotate --python-version 3.11 \
 	    --extra dev pyproject.toml --output-file requirements/dev.txt
+	@uv pip compile --quiet --generate-hashes --universal --no-header --no-annotate --python-version 3.11 \
+	    --constraint requirements/dev.txt pyproject.toml --output-file requirements/runtime.txt
+	@uv pip compile --quiet --generate-hashes --universal --no-header --no-annotate --python-version 3.11 \
+	    packaging/tools.in --output-file packaging/tools.txt
+
+.PHONY: packages
+packages: $(READY) ## Build the DEB, with an interpreter of its own, into dist/ (needs binutils and dpkg)
+	@$(BIN)/python packaging/build.py $(ARGS)
 
 .PHONY: clean
 clean: ## Remove everything that can be made again

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
-import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -42,7 +42,6 @@ from garrison.supervisor.problems import Problems
 from garrison.supervisor.reconciler import Reconciler
 from garrison.supervisor.sampler import SAMPLE_SECONDS, Sampler
 from garrison.supervisor.settings import (
-    AggregateBudget,
     ConfigurationError,
     Settings,
     keep_fixed,
@@ -58,19 +57,26 @@ from garrison.supervisor.stores.directory import DirectoryStore
 from garrison.supervisor.stores.killfile import KillFileWatch
 from garrison.supervisor.userspace import UserspaceCaps
 from garrison.supervisor.version import VERSION
-from garrison.supervisor.worker.launch import Place
-from garrison.supervisor.worker.services import Services
+from garrison.supervisor.worker.aggregate import WorkersNode, aggregate_limits
+from garrison.supervisor.worker.services import ProcessLimits, Services
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
-PRELOAD = ("garrison.workers.runtime.process", "garrison.workers.process")
+PRELOAD = ("garrison.workers.runtime.process", "garrison.workers.process", "garrison.workers.files")
 """What the nursery loads ahead for its children to share."""
 FIRST_SNAPSHOT_SECONDS = 5.0
 """How long a start waits for the store before it goes on with what is cached."""
 READY_SECONDS = 10.0
 DRAIN_SECONDS = 3.0
 """How long an orderly stop waits for the sink, and for the state files."""
+CLOSE_SECONDS = 15.0
+"""How long, beyond its grace, a worker's end may take in an orderly stop: kill, reaping, removal of its node."""
+MIN_NOFILE = 64
+NOFILE = 1024
+"""Open files that the agent needs at least, and that are enough for the most workers there may be (five each)."""
 CACHE_DELAY_SECONDS = 1.0
 """Changes within this time are cached with one write."""
+
+T = TypeVar("T")
 
 _log = logs.get("agent")
 
@@ -98,12 +104,10 @@ class Agent:
         self.problems = Problems()
         self._config_path = config_path
         self._started = time.monotonic()
-        self._kill_lock = threading.Lock()
-        self._kills = 0
-        self._lifted = True
-        self._aggregate: AggregateBudget = settings.agent.budget
+        self._ready = False
         self._suspended = False
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._retiring: dict[str, asyncio.Task[None]] = {}
         self._epochs: dict[str, int] = {}
         self._release: asyncio.TimerHandle | None = None
         self._cache_timer: asyncio.TimerHandle | None = None
@@ -120,6 +124,7 @@ class Agent:
         logs.start(log.level, folder=self.settings.agent.log_dir if log.files else None, max_bytes=log.max_bytes)
         logs.capture_stdlib()
         try:
+            _raise_nofile()
             with self._acquire_lock():
                 self._open_cgroups()
                 become_subreaper()
@@ -149,11 +154,10 @@ class Agent:
                     f"another agent uses the cgroup {agent.cgroup_root or 'of this one'}; stop it first, or give this "
                     "one a node of its own (agent.cgroup_root)",
                 )
-            left = self.cgroups.prepare(self._aggregate_limits())
+            left = self.cgroups.prepare(aggregate_limits(self.settings.agent.budget))
         except CgroupError as error:
             hint = "" if isinstance(error, UnsupportedError) else "; `garrison doctor` says what this host can do"
             raise StartError(ExitCode.OS_REFUSED, f"{error}{hint}") from error
-        self._lifted = False
         if left.pids or left.nodes:
             _log.warning(
                 "an earlier agent left %d processes and %d cgroups; they were killed and removed",
@@ -166,7 +170,10 @@ class Agent:
         self._stop = asyncio.Event()
         self._house = asyncio.Event()
         self._first_snapshot = asyncio.Event()
-        self._build()
+        try:
+            self._build()
+        except OSError as error:
+            raise StartError(ExitCode.OS_REFUSED, f"a part of the agent cannot be made: {error}") from error
         try:
             await self._start()
             await self._stop.wait()
@@ -193,10 +200,11 @@ class Agent:
             FileSink(settings.sink.file.path, settings.sink.file.max_bytes), self.host, self._trouble("sink")
         )
         self._own = OwnEvents(self.host, self.pipeline.put, self.next_epoch("agent"))
-        self.nursery = NurseryKeeper(self.host, self.cgroups.kill_plan, PRELOAD, self._kill_workers_node, self._warn)
+        self.node = WorkersNode(self.cgroups, agent.budget, lambda text: _log.critical("%s", text))
+        self.nursery = NurseryKeeper(self.host, self.cgroups.kill_plan, PRELOAD, self.node.kill, self._warn)
         self.killswitch = KillSwitch(
             self.host,
-            on_engage=self._kill_all,
+            on_engage=self.node.engage,
             on_change=self._killswitch_news,
             state=self._local.killswitch,
             release_spread=agent.release_spread_seconds,
@@ -220,13 +228,7 @@ class Agent:
             lambda error: self.problems.set("store groups", error),
         )
         self.reconciler.restore(self._cached.snapshot, self._cached.memory)
-        self.place = Place(
-            cgroups=self.cgroups,
-            lock=self._kill_lock,
-            generation=lambda: self._kills,
-            engaged=lambda: self.killswitch.engaged,
-            restore=self._restore_aggregate,
-        )
+        self.place = self.node.place(lambda: self.killswitch.engaged)
         self._services = Services(
             host=self.host,
             state_dir=agent.state_dir,
@@ -276,11 +278,17 @@ class Agent:
             (signal.SIGCHLD, self.nursery.reap),
         ):
             self._loop.add_signal_handler(signo, call)
-        self.writer.start()
-        self.pipeline.start()
-        # The file that forbids everything is looked at before anything could be started.
-        self.killfile.start()
-        self.store.start(StoreBridge(self))
+        try:
+            self.writer.start()
+            self.pipeline.start()
+            # The file that forbids everything is looked at before anything could be started.
+            self.killfile.start()
+            self.store.start(StoreBridge(self))
+        except (OSError, RuntimeError) as error:
+            raise StartError(
+                ExitCode.OS_REFUSED,
+                f"a part of the agent cannot be started: {error}; is a limit too low (nofile, tasks)?",
+            ) from error
         self._house_task = self._loop.create_task(self._keep_house(), name="house")
         self._tick_task = self._loop.create_task(self._tick(), name="tick")
         try:
@@ -288,18 +296,29 @@ class Agent:
         except ControlSocketError as error:
             raise StartError(ExitCode.OS_REFUSED, str(error)) from error
         await self._wait_for_desired()
-        await asyncio.gather(*(worker.settle(READY_SECONDS) for worker in self.workers.values()))
+        await self._until_stop(self._settled(), READY_SECONDS)
+        if self._stop.is_set():
+            return
         self.emit_state("agent-started", {"version": VERSION, "cgroup_mode": self.cgroups.mode, "pid": os.getpid()})
         line = summary(self.workers, self.killswitch.engaged)
+        self._ready = True
         self.notifier.ready(line)
         _log.info("ready: %s", line)
 
-    async def _wait_for_desired(self) -> None:
-        stopping = self._loop.create_task(self._stop.wait())
-        snapshot = self._loop.create_task(self._first_snapshot.wait())
-        await asyncio.wait((stopping, snapshot), timeout=FIRST_SNAPSHOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        for task in (stopping, snapshot):
+    async def _settled(self) -> None:
+        """Wait until every worker has done what there is to do for now, starts included; bounded."""
+        await asyncio.gather(*(worker.settle(READY_SECONDS) for worker in self.workers.values()))
+
+    async def _until_stop(self, awaited: Coroutine[Any, Any, object], seconds: float) -> None:
+        """Wait for something, but not for longer than `seconds`, and not when the agent is to stop."""
+        tasks = (self._loop.create_task(self._stop.wait()), self._loop.create_task(awaited))
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             task.cancel()
+        await asyncio.wait(tasks)
+
+    async def _wait_for_desired(self) -> None:
+        await self._until_stop(self._first_snapshot.wait(), FIRST_SNAPSHOT_SECONDS)
         if self.reconciler.desired is not None or self._stop.is_set():
             return
         status = self.store.status()
@@ -318,30 +337,51 @@ class Agent:
         self.reconciler.resolve()
 
     async def _shut_down(self) -> None:
+        self._stopping = True
         self.notifier.stopping("stopping the workers")
         _log.info("stopping")
         for task in ("_house_task", "_tick_task"):
             if hasattr(self, task):
                 getattr(self, task).cancel()
-        await asyncio.to_thread(self.store.stop, 1.0)
-        await asyncio.to_thread(self.killfile.stop, 1.0)
-        await asyncio.gather(*self._retiring, *(worker.close() for worker in self.workers.values()))
-        await self.nursery.stop()
+        await _in_thread(self.store.stop, 1.0)
+        await _in_thread(self.killfile.stop, 1.0)
+        await self._close_workers()
+        await self.nursery.close()
         await self.control.close()
         self.emit_state("agent-stopped", {"uptime_seconds": round(time.monotonic() - self._started, 1)})
         self.pipeline.resume()
-        lost = await asyncio.to_thread(self.pipeline.close, DRAIN_SECONDS)
+        lost = await _in_thread(self.pipeline.close, DRAIN_SECONDS)
         if lost:
             _log.error("%d events could not be delivered before the end: %s", lost, self.pipeline.error)
         self._save_cache()
         self._save_local()
-        await asyncio.to_thread(self.writer.close, DRAIN_SECONDS)
+        await _in_thread(self.writer.close, DRAIN_SECONDS)
         try:
             self.cgroups.cleanup()
         except CgroupError as error:
             _log.error("%s", error)
         self.notifier.close()
         _log.info("stopped")
+
+    async def _close_workers(self) -> None:
+        """Stop all workers in good order, and kill those that are not through when every grace is over."""
+        self.nursery.interrupt()
+        tasks = {self._loop.create_task(worker.close(), name=f"close {name}") for name, worker in self.workers.items()}
+        tasks |= set(self._retiring.values())
+        if not tasks:
+            return
+        limit = self.settings.agent.stop_grace_seconds + CLOSE_SECONDS
+        done, pending = await asyncio.wait(tasks, timeout=limit)
+        for task in done:
+            if error := task.exception():
+                _log.error("%s failed: %r", task.get_name(), error)
+        if pending:
+            names = ", ".join(sorted(task.get_name() for task in pending))
+            _log.error("not over within %g s and cut off: %s", limit, names)
+            self.node.kill()
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending, timeout=1.0)
 
     # Desired state
 
@@ -355,6 +395,8 @@ class Agent:
         self._first_snapshot.set()
 
     def _take_desired(self, desired: Desired, changed: list[Change]) -> None:
+        if self._stopping:
+            return
         for change in changed:
             if change.accepted:
                 _log.info("%s is now decided by %s", change.slot, change.key)
@@ -377,6 +419,8 @@ class Agent:
             definition = self.settings.workers[name]
             worker = self.workers.get(name)
             logs.set_level(wanted.log_level, f"worker.{name}")
+            if worker is None and name in self._retiring:
+                continue  # its predecessor still has the node; when it is gone this comes round again
             if worker is None:
                 taken = self._cached.taken.get(name)
                 self.workers[name] = WorkerSupervisor(name, definition, wanted, self._services, taken)
@@ -391,13 +435,10 @@ class Agent:
         logs.set_level(master.log_level or self.settings.log.level)
         spread = master.release_spread
         self.killswitch.release_spread = self.settings.agent.release_spread_seconds if spread is None else spread
-        if master.aggregate is not None and master.aggregate != self._aggregate:
-            before, self._aggregate = self._aggregate, master.aggregate
+        if master.aggregate is not None and master.aggregate != self.node.budget:
             try:
-                with self._kill_lock:
-                    self.cgroups.limit_aggregate(self._aggregate_limits())
+                self.node.limit(master.aggregate)
             except CgroupError as error:
-                self._aggregate = before
                 _log.error("the new budget of all workers is refused, the old one stays: %s", error)
                 self.problems.set("aggregate", str(error))
             else:
@@ -405,9 +446,14 @@ class Agent:
 
     def _retire(self, name: str) -> None:
         worker = self.workers.pop(name)
-        task = self._loop.create_task(worker.close(), name=f"retire {name}")
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        task = self._retiring[name] = self._loop.create_task(worker.close(), name=f"retire {name}")
+        task.add_done_callback(lambda _task: self._retired(name))
+
+    def _retired(self, name: str) -> None:
+        del self._retiring[name]
+        if not self._stopping:
+            # Another worker of this name may be wanted by now.
+            self.reconciler.resolve()
 
     def override(self, worker: str, override: Any) -> None:
         """Take a local decision, keep it on disk, and act on it."""
@@ -416,7 +462,18 @@ class Agent:
 
     def reload(self) -> None:
         """Read the configuration file again; one with errors changes nothing."""
+        if self._stopping:
+            return
         self.notifier.reloading()
+        try:
+            self._reload()
+        finally:
+            # Whatever came of it: a service manager that waits for the end of a reload takes us for hung. Before the
+            # first READY=1 this would claim more than is true.
+            if self._ready:
+                self.notifier.ready(summary(self.workers, self.killswitch.engaged))
+
+    def _reload(self) -> None:
         try:
             new = load(self._config_path)
         except ConfigurationError as error:
@@ -429,27 +486,12 @@ class Agent:
             self.problems.set("configuration", "")
             self.reconciler.reload(self.settings)
             _log.info("the configuration was reloaded from %s", new.source or "the built-in defaults")
-        self.notifier.ready(summary(self.workers, self.killswitch.engaged))
 
     def _reopen(self) -> None:
         logs.reopen()
         self.pipeline.reopen()
 
     # Killswitch
-
-    def _kill_all(self) -> None:
-        """Kill every worker, from whichever thread has learned of the killswitch; its flag is set already."""
-        self._kill_workers_node(engaged=True)
-
-    def _kill_workers_node(self, *, engaged: bool = False) -> None:
-        with self._kill_lock:
-            self._kills += engaged
-            self._lifted = True
-            try:
-                self.cgroups.kill(None)
-            except CgroupError as error:
-                # Each worker's own task goes on killing its node; nothing starts meanwhile.
-                _log.critical("not everything could be killed at once: %s", error)
 
     def _killswitch_news(self) -> None:
         self.call_in_loop(self._killswitch_changed)
@@ -478,6 +520,8 @@ class Agent:
 
     def _poke_all(self) -> None:
         self._house.set()
+        if self.killswitch.engaged:
+            self.nursery.interrupt()
         for worker in self.workers.values():
             worker.poke()
 
@@ -486,26 +530,23 @@ class Agent:
         while True:
             await self._house.wait()
             self._house.clear()
-            if self.killswitch.engaged and not self._suspended:
-                await asyncio.gather(*(worker.settle(READY_SECONDS) for worker in self.workers.values()))
-                if self.killswitch.engaged:
-                    await self.nursery.stop()
-                    self.pipeline.suspend()
-                    self._suspended = True
-            elif not self.killswitch.engaged and self._suspended:
-                self.pipeline.resume()
-                self._suspended = False
-            self.notifier.status(summary(self.workers, self.killswitch.engaged))
+            try:
+                await self._tidy()
+            except Exception:  # noqa: BLE001  without this task the sink would stay closed for ever
+                _log.exception("housekeeping failed, trying again in 1 s")
+                self._loop.call_later(1.0, self._house.set)
 
-    def _restore_aggregate(self) -> None:
-        """Put the caps of all workers back after a kill has lifted them; the kill lock is held."""
-        if self._lifted:
-            self.cgroups.limit_aggregate(self._aggregate_limits())
-            self._lifted = False
-
-    def _aggregate_limits(self) -> Limits:
-        budget = self._aggregate
-        return Limits(cpu_quota_percent=budget.cpu_quota_percent, memory_max=budget.memory_max)
+    async def _tidy(self) -> None:
+        if self.killswitch.engaged and not self._suspended:
+            await self._settled()
+            if self.killswitch.engaged:
+                await self.nursery.stop()
+                self.pipeline.suspend()
+                self._suspended = True
+        elif not self.killswitch.engaged and self._suspended:
+            self.pipeline.resume()
+            self._suspended = False
+        self.notifier.status(summary(self.workers, self.killswitch.engaged))
 
     # Small things
 
@@ -554,12 +595,13 @@ class Agent:
     def _forward(self, worker: str, ledger: WorkerLedger, priority: Priority, count: int, data: bytes) -> None:
         self.pipeline.put(Batch(worker, ledger, priority, count, data, worker))
 
-    def _process_limits(self, limits: Limits) -> tuple[tuple[tuple[int, int, int], ...], int]:
+    def _process_limits(self, limits: Limits) -> ProcessLimits:
         if self.cgroups.enforced:
-            return (), 0
+            return ProcessLimits()
         from garrison.supervisor.cgroups.unprivileged import nice, rlimits
 
-        return tuple((which, soft, hard) for which, (soft, hard) in rlimits(limits).items()), nice(limits)
+        wanted = tuple((which, soft, hard) for which, (soft, hard) in rlimits(limits).items())
+        return ProcessLimits(wanted, nice(limits), subreaper=True)
 
     def _changed(self) -> None:
         self.notifier.status(summary(self.workers, self.killswitch.engaged))
@@ -573,7 +615,9 @@ class Agent:
         if self._cache_timer is not None:
             self._cache_timer.cancel()
             self._cache_timer = None
-        taken = {name: worker.configuration.taken for name, worker in self.workers.items()}
+        # Of a worker that has not been made yet (a stop in the middle of a start) the old one is still good.
+        taken = {name: self._cached.taken.get(name) for name in self.settings.workers}
+        taken |= {name: worker.configuration.taken for name, worker in self.workers.items()}
         self.writer.save(
             CACHE_FILE,
             CachedState(
@@ -622,17 +666,49 @@ class Agent:
         while True:
             await asyncio.sleep(period)
             self.notifier.watchdog()
-            now = self._loop.time()
-            living = {}
-            for name, worker in self.workers.items():
-                if worker.process is not None and worker.state in ALIVE:
-                    living[name, worker.process.epoch] = self.sampler.sample(
-                        name, worker.process.epoch, now, SAMPLE_SECONDS * 0.9
-                    )
-            self.sampler.keep(set(living))
-            if self._userspace is not None:
-                self._userspace.enforce(self.workers, now)
+            try:
+                self._sample()
+            except Exception:  # noqa: BLE001  without this task the service manager's watchdog would end the agent
+                _log.exception("sampling failed")
+
+    def _sample(self) -> None:
+        now = self._loop.time()
+        living = set()
+        for name, worker in self.workers.items():
+            if worker.process is not None and worker.state in ALIVE:
+                living.add((name, worker.process.epoch))
+                self.sampler.sample(name, worker.process.epoch, now, SAMPLE_SECONDS * 0.9)
+        self.sampler.keep(living)
+        if self._userspace is not None:
+            self._userspace.enforce(self.workers, now)
+
+
+def _raise_nofile() -> None:
+    """Have room for the descriptors of every worker.
+
+    Raises:
+        StartError: The hard limit does not even allow for the agent alone.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = NOFILE if hard == resource.RLIM_INFINITY else min(NOFILE, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < MIN_NOFILE:
+        raise StartError(
+            ExitCode.OS_REFUSED,
+            f"the limit of open files is {hard}, and the agent needs at least {MIN_NOFILE}: raise it "
+            "(LimitNOFILE= in the unit, ulimit -n in a shell)",
+        )
 
 
 def _worker_log(level: LogLevel, source: str, text: str) -> None:
     logs.get(f"worker.{source}").log(level, "%s", text)
+
+
+async def _in_thread(call: Callable[[float], T], seconds: float) -> T:
+    """Have something that waits up to `seconds` done beside the loop; in it where there is no thread to be had."""
+    try:
+        return await asyncio.to_thread(call, seconds)
+    except RuntimeError:
+        _log.warning("no thread can be started (is the limit of tasks reached?): the loop waits instead")
+        return call(seconds)

@@ -43,6 +43,9 @@ class Event(StrEnum):
     REFUSED = "refused"  # it could not be started; tried again after a wait
     TRIP = "trip"  # the circuit opens
     LATCH = "latch"  # the circuit opens until an operator closes it
+    WAIT = "wait"  # it should run, and must wait for its next try
+    STILL_OPEN = "still open"  # the same, with an open circuit
+    STILL_LATCHED = "still latched"  # the same, with one that only an operator closes
     RESET = "reset"  # an operator closes the circuit
     LOST = "lost"  # the nursery died and took it along: nobody's fault
     KILL = "kill"  # the killswitch is engaged
@@ -75,6 +78,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.FAILED, Event.TRIP): State.TRIPPED,
     (State.FAILED, Event.LATCH): State.LATCHED,
     (State.KILLED, Event.RELEASE): State.STOPPED,
+    (State.STOPPED, Event.WAIT): State.FAILED,
+    (State.STOPPED, Event.STILL_OPEN): State.TRIPPED,
+    (State.STOPPED, Event.STILL_LATCHED): State.LATCHED,
     (State.STOPPED, Event.STOP): State.STOPPED,
     **{(state, Event.FREEZE): State.FROZEN for state in WORKING},
     **{(state, Event.STOP): State.STOPPING for state in (*WORKING, State.STARTING, State.FROZEN)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from garrison.supervisor.cgroups.base import Cgroups, Usage
+from garrison.supervisor.cgroups.errors import CgroupError
 
 SAMPLE_SECONDS = 5.0
 """Time between two samples."""
@@ -37,7 +38,11 @@ class Sampler:
         last = self._last.get((worker, epoch))
         if last is not None and now - last.at < max_age:
             return last
-        usage = self._cgroups.usage(worker)
+        try:
+            usage = self._cgroups.usage(worker)
+        except CgroupError:
+            # Out of descriptors, most likely. What the others use is still worth being shown.
+            return last if last is not None else Sample(now, Usage(), 0.0)
         percent = 0.0
         if last is not None:
             percent = max(0.0, 100.0 * (usage.cpu_seconds - last.usage.cpu_seconds) / (now - last.at))

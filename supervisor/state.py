@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -72,15 +72,22 @@ class StateWriter:
     """
 
     def __init__(self, folder: str, host: str, on_trouble: Callable[[str], None]) -> None:
-        self.error = ""
         self._folder = folder
         self._host = host
         self._on_trouble = on_trouble
         self._pending: dict[str, msgspec.Struct] = {}
+        self._errors: dict[str, str] = {}
+        self._tries: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._closing = False
-        self._busy = False
+        self._hurry = False
+        self._busy = ""
         self._thread = threading.Thread(target=self._run, name="garrison-state", daemon=True)
+
+    @property
+    def error(self) -> str:
+        """What cannot be written and why; "" where everything can."""
+        return "; ".join(self._errors[name] for name in sorted(self._errors))
 
     def start(self) -> None:
         """Start the thread."""
@@ -92,47 +99,68 @@ class StateWriter:
             self._pending[name] = document
             self._changed.notify_all()
 
-    def settle(self, seconds: float) -> str:
-        """Wait until everything is written. Returns "" or what is wrong. Not for the loop's thread."""
+    def settle(self, name: str, seconds: float) -> str:
+        """Wait until the last document of a file is written. Not for the loop's thread.
+
+        Where the writer waits for its next try it tries at once, since somebody asks.
+
+        Returns:
+            "" or what is wrong.
+        """
         with self._changed:
-            done = self._changed.wait_for(lambda: self.error or not (self._pending or self._busy), seconds)
-            return self.error if self.error or done else f"the state was not written within {seconds:g} s"
+            # A write that is under way may be of an older document: then the one after it counts.
+            wanted = self._tries[name] + 1 + (self._busy == name and name in self._pending)
+            self._hurry = name in self._pending
+            self._changed.notify_all()
+            done = self._changed.wait_for(
+                lambda: (name not in self._pending and self._busy != name) or self._tries[name] >= wanted, seconds
+            )
+            if not done:
+                return f"the state was not written within {seconds:g} s and may be lost in a restart"
+            return self._errors.get(name, "")
 
     def close(self, seconds: float) -> None:
         """Write what is pending within `seconds` and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(seconds)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         failures = 0
         while True:
             with self._changed:
-                self._busy = False
-                self._changed.notify_all()
                 self._changed.wait_for(lambda: self._pending or self._closing)
                 if not self._pending:
                     return
-                name = next(iter(self._pending))
+                # What operators decided goes first: the cache can be had again from the store.
+                name = LOCAL_FILE if self._hurry and LOCAL_FILE in self._pending else next(iter(self._pending))
                 document = self._pending.pop(name)
-                self._busy = True
+                self._busy = name
             error = self._write(name, document)
             with self._changed:
-                if error and not self._closing:
-                    self._pending.setdefault(name, document)
-                changed, self.error = error != self.error, error
+                before = self.error
+                if error:
+                    self._errors[name] = error
+                    if not self._closing:
+                        self._pending.setdefault(name, document)
+                else:
+                    self._errors.pop(name, None)
+                after = self.error
+                self._tries[name] += 1
+                self._busy = ""
+                self._hurry = self._hurry and bool(self._pending) and not error
                 self._changed.notify_all()
-            if changed:
-                self._on_trouble(error)
+            if after != before:
+                self._on_trouble(after)
             if not error:
                 failures = 0
                 continue
             wait = backoff(failures, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, identity=(self._host, "state"))
             failures += 1
-            deadline = time.monotonic() + wait
             with self._changed:
-                self._changed.wait_for(lambda: self._closing, deadline - time.monotonic())
+                self._changed.wait_for(lambda: self._closing or self._hurry, wait)
 
     def _write(self, name: str, document: msgspec.Struct) -> str:
         try:
@@ -140,4 +168,6 @@ class StateWriter:
             statefile.write(os.path.join(self._folder, name), document, max_bytes=MAX_BYTES)
         except (OSError, statefile.StateFileError) as error:
             return f"state is not saved and would be lost in a restart: {error}"
+        except Exception as error:  # noqa: BLE001  without this thread nothing would be saved any more
+            return f"state is not saved, {name} cannot be written, a mistake in the agent: {error!r}"
         return ""

@@ -13,7 +13,8 @@ from garrison.supervisor.control.status import (
 )
 from garrison.supervisor.lifecycle import ALIVE, State
 from garrison.supervisor.sampler import Sampler
-from garrison.supervisor.worker.supervisor import WorkerSupervisor, limits_of
+from garrison.supervisor.worker.node import limits_of
+from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
 BAD_STATES = frozenset({State.FAILED, State.TRIPPED, State.LATCHED})
 

@@ -38,9 +38,14 @@ class UserspaceCaps:
         """
         living = set()
         for name, worker in workers.items():
-            if worker.process is None or worker.limits is None or worker.state in (State.FROZEN, State.STOPPING):
+            if worker.process is None or worker.limits is None or worker.state is State.FROZEN:
                 continue
             key = (name, worker.process.epoch)
+            if worker.state is State.STOPPING:
+                if key in self._until:
+                    # It cannot stop in good order while it stands still.
+                    self._freeze(name, frozen=False)
+                continue
             living.add(key)
             usage = self._cgroups.usage(name)
             limit = worker.limits.memory_max

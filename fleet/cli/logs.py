@@ -46,9 +46,7 @@ def show(target: Target, *, last: int, follow: bool, level: str, sources: list[s
         remedy = (
             "`[log] files` is off: look at `journalctl -u garrison`"
             if not settings.log.files
-            else (
-                "the agent has not run with this configuration yet; under systemd `journalctl -u garrison` has its log too"
-            )
+            else ("the agent has not run with this configuration yet; under systemd see `journalctl -u garrison`")
         )
         raise CliError(f"there is no log in {folder}", remedy, exits.UNAVAILABLE) from error
     except PermissionError as error:
@@ -130,7 +128,7 @@ def _wanted(line: str, level: str, sources: list[str]) -> bool:
     if len(parts) < 3:
         return not sources and level == LOG_LEVELS[0]
     rank, source = parts[1], parts[2].removesuffix(":")
-    if rank in LOG_LEVELS and LOG_LEVELS.index(rank) < LOG_LEVELS.index(level):  # type: ignore[arg-type]
+    if rank in LOG_LEVELS and LOG_LEVELS.index(rank) < LOG_LEVELS.index(level):
         return False
     names = (source, source.removeprefix("worker."))
     return not sources or any(name == wanted or name.startswith(f"{wanted}.") for name in names for wanted in sources)

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from garrison.supervisor import logs
+from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.control.protocol import ControlError, Dropped, VersionResult, unknown_worker
 from garrison.supervisor.control.server import Peer
 from garrison.supervisor.control.status import KillswitchResult, WorkerResult
 from garrison.supervisor.events.queue import Batch
+from garrison.supervisor.state import LOCAL_FILE
 from garrison.supervisor.version import VERSION
 
 if TYPE_CHECKING:
@@ -88,20 +90,25 @@ class Operations:
     async def _kill(self, reason: str, who: str) -> KillswitchResult:
         agent = self._agent
         begin = asyncio.get_running_loop().time()
-        processes = len(agent.cgroups.members(None))
+        # Nothing comes before the kill that could fail: not even counting.
+        processes = len(self._members() or ())
         agent.killswitch.engage_local(reason, by=who)
         deadline = begin + EMPTY_SECONDS
         # The kernel offers no event for "every hierarchy is empty": a look each millisecond, for milliseconds.
-        while agent.cgroups.members(None) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        while (left := self._members()) != [] and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(STEP_SECONDS)
         milliseconds = 1000.0 * (asyncio.get_running_loop().time() - begin)
-        if left := list(agent.cgroups.members(None)):
+        if left is None:
+            raise ControlError(
+                "the killswitch is engaged, but whether any process is left cannot be read",
+                "look at the agent's log, and at the limit of open files",
+            )
+        if left:
             raise ControlError(
                 f"the killswitch is engaged, but these processes are still there: {left[:10]}",
                 "they hang in the kernel; look at /proc/PID/stack",
             )
-        for worker in agent.workers.values():
-            await worker.settle(SETTLE_SECONDS)
+        await self._settle_all()
         return self._killswitch(milliseconds, processes, await self._saved())
 
     async def _release(self) -> KillswitchResult:
@@ -113,9 +120,19 @@ class Operations:
             await asyncio.sleep(STEP_SECONDS)  # a kill is still being carried out
         milliseconds = 1000.0 * (asyncio.get_running_loop().time() - begin)
         if not agent.killswitch.engaged:
-            for worker in agent.workers.values():
-                await worker.settle(SETTLE_SECONDS)
+            await self._settle_all()
         return self._killswitch(milliseconds, 0, await self._saved())
+
+    def _members(self) -> list[int] | None:
+        """Return every process of every worker; None where that cannot be read."""
+        try:
+            return list(self._agent.cgroups.members(None))
+        except CgroupError as error:
+            _log.error("%s", error)
+            return None
+
+    async def _settle_all(self) -> None:
+        await asyncio.gather(*(worker.settle(SETTLE_SECONDS) for worker in self._agent.workers.values()))
 
     def _killswitch(self, milliseconds: float, processes: int, message: str) -> KillswitchResult:
         described = self._agent.status().agent.killswitch
@@ -130,7 +147,10 @@ class Operations:
 
     async def _saved(self) -> str:
         """Wait for the decision to be on disk; returns "" or what is wrong with that."""
-        return await asyncio.to_thread(self._agent.writer.settle, SAVE_SECONDS)
+        try:
+            return await asyncio.to_thread(self._agent.writer.settle, LOCAL_FILE, SAVE_SECONDS)
+        except RuntimeError as error:
+            return f"whether the decision is on disk is not known: {error}"
 
     async def _events(self, follow: bool, last: int, kinds: list[str], workers: list[str]) -> AsyncIterator[object]:
         queue: asyncio.Queue[Batch] = asyncio.Queue(SUBSCRIBER_BATCHES)

@@ -38,7 +38,7 @@ class OwnEvents:
 
     def emit(self, action: str, fields: dict[str, Any]) -> None:
         """Emit one event; `fields` go below ``garrison``, empty ones are left out."""
-        self.ledger.emitted += 1
+        sequence = self.ledger.emitted + 1
         document = {
             "@timestamp": timestamp(time.time()),
             "event": {
@@ -47,10 +47,29 @@ class OwnEvents:
                 "type": ["change"],
                 "action": action,
                 "module": MODULE,
-                "sequence": self.ledger.emitted,
+                "sequence": sequence,
             },
             "garrison": {key: value for key, value in fields.items() if value not in (None, "", [])},
         }
-        line = msgspec.json.encode(document, enc_hook=str) + b"\n"
+        line = _line(document)
+        self.ledger.emitted = sequence
         about = str(fields.get("worker", MODULE))
         self._put(Batch(MODULE, self.ledger, "state", 1, self._stamp.write(line, "state"), about))
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    """Return a document as one line. Names of files, above all, may hold bytes that are no text."""
+    try:
+        return msgspec.json.encode(document, enc_hook=str) + b"\n"
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_printable(document), enc_hook=str) + b"\n"
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value

@@ -88,13 +88,15 @@ class Pipeline:
     def close(self, seconds: float) -> int:
         """Deliver what is left within `seconds`, then stop. Returns how many events had to be given up.
 
-        They are on the ledgers as ``shutdown``. Call it from outside the loop: it waits.
+        They are on the ledgers as ``shutdown``. Call it from outside the loop: it waits. Also good where the thread was
+        never started.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._changed:
             lost = self._queue.drop_all("shutdown")
             while self._held:
@@ -107,20 +109,21 @@ class Pipeline:
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work)
-                if self._reopen:
-                    self._reopen = False
-                    self._sink.reopen()
+                reopen, self._reopen = self._reopen, False
                 if not self._held:
                     self._held.extend(self._queue.take(WRITE_BYTES))
                 work = list(self._held)
                 finished = self._closing and not work
                 close = self._suspended and not work
                 self._busy = bool(work)
+            # Outside the lock: a disk that hangs while a file is closed must not hold up whoever puts events in.
+            if reopen:
+                self._tend(self._sink.reopen)
             if finished:
-                self._sink.close()
+                self._tend(self._sink.close)
                 return
             if close:
-                self._sink.close()
+                self._tend(self._sink.close)
                 with self._changed:
                     self._changed.wait_for(lambda: not self._suspended or self._closing)
                 continue
@@ -130,24 +133,36 @@ class Pipeline:
     def _has_work(self) -> bool:
         return bool(self._queue or self._held or self._closing or self._suspended or self._reopen)
 
+    def _tend(self, call: Callable[[], None]) -> None:
+        """Close or reopen the sink; a failure is shown, and the thread lives on."""
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  without this thread no event leaves the host any more
+            self._say(f"the sink {self._sink.name} could not be closed: {error!r}")
+
     def _write(self, work: list[Batch]) -> None:
         delivered, error = len(work), ""
         try:
             self._sink.write(work)
         except SinkError as failure:
             delivered, error = failure.delivered, str(failure)
+        except Exception as failure:  # noqa: BLE001  as in _tend
+            delivered, error = 0, f"the sink {self._sink.name} failed, a mistake in the agent: {failure!r}"
         with self._changed:
             self._busy = False
             for _ in range(min(delivered, len(self._held))):
                 batch = self._held.popleft()
                 batch.ledger.delivered += batch.count
-        if error != self.error:
-            self.error = error
-            self._on_trouble(error)
+        self._say(error)
         if error:
             self._wait_for_retry()
         else:
             self._failures = 0
+
+    def _say(self, error: str) -> None:
+        if error != self.error:
+            self.error = error
+            self._on_trouble(error)
 
     def _wait_for_retry(self) -> None:
         wait = backoff(self._failures, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, identity=(self._host, "sink"))

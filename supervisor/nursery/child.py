@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import setproctitle
 
-from garrison.supervisor.linux import die_with_parent
+from garrison.supervisor.linux import become_subreaper, die_with_parent
 from garrison.supervisor.nursery.protocol import Spawn
 
 GATE_OPEN = b"G"
@@ -50,6 +50,8 @@ def become(request: Spawn, fds: list[int], nursery_pid: int) -> NoReturn:
         _arrange_fds(config, events, output)
         _apply_limits(request)
         os.umask(0o077)
+        if request.subreaper:
+            become_subreaper()
         die_with_parent()
         if os.getppid() != nursery_pid:
             os._exit(NOT_STARTED)
@@ -58,8 +60,11 @@ def become(request: Spawn, fds: list[int], nursery_pid: int) -> NoReturn:
     except BaseException:  # noqa: BLE001  nothing may return into the nursery's loop in the child
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            sys.stderr.flush()
+        finally:
+            # Whatever fails: a child that returned would go on as a second nursery.
+            os._exit(status)
 
 
 def _reset_signals(*, for_exec: bool) -> None:

@@ -22,6 +22,8 @@ START_SECONDS = 20.0
 """How long a new nursery may take to say hello; loading the worker code takes 0.2 s on an idle core."""
 SPAWN_SECONDS = 10.0
 """How long the nursery may take to fork."""
+REAP_SECONDS = 5.0
+"""How long a killed nursery may take to disappear; one that hangs in the kernel is left to be reaped later."""
 NURSERY_FD = 3
 
 
@@ -103,7 +105,10 @@ class NurseryClient:
         Raises:
             NurseryError: It could not be started, or did not say hello in time.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise NurseryError(f"the nursery cannot be started: no socket for it: {error.strerror}") from error
         ours.setblocking(False)
         argv = [sys.executable, "-I", "-m", "garrison.supervisor.nursery", str(NURSERY_FD)]
         try:
@@ -129,21 +134,24 @@ class NurseryClient:
         loop = asyncio.get_running_loop()
         self._hello = loop.create_future()
         loop.add_reader(ours, self._readable)
-        protocol.send(
-            ours,
-            protocol.Setup(
-                kill_files=plan.kill_files,
-                freezer=plan.freezer,
-                procs_dirs=plan.procs_dirs,
-                quota_files=plan.quota_files,
-                preload=preload,
-            ),
-        )
         try:
+            protocol.send(
+                ours,
+                protocol.Setup(
+                    kill_files=plan.kill_files,
+                    freezer=plan.freezer,
+                    procs_dirs=plan.procs_dirs,
+                    quota_files=plan.quota_files,
+                    preload=preload,
+                ),
+            )
             await asyncio.wait_for(asyncio.shield(self._hello), START_SECONDS)
         except TimeoutError as error:
             self.kill()
             raise NurseryError(f"the nursery (pid {self.pid}) did not answer within {START_SECONDS:.0f} s") from error
+        except OSError as error:
+            self.kill()
+            raise NurseryDiedError(f"the nursery (pid {self.pid}) died at its start") from error
 
     async def spawn(self, request: protocol.Spawn, fds: tuple[int, int, int, int]) -> Child:
         """Fork a worker that waits at its gate. The descriptors stay the caller's to close.
@@ -202,47 +210,63 @@ class NurseryClient:
         """Tell that the master has reaped this nursery's pid."""
         self._reaped.set()
         # What it still had to say is in the socket; end of file may be late, since a child at its gate holds a copy.
-        self._readable()
+        while self._receive():
+            continue
         self._lost()
 
-    async def stop(self, timeout: float = 2.0) -> None:
+    async def stop(self, timeout: float = 2.0) -> bool:
         """End the nursery: it kills what is left in the ``workers`` node and exits. Then it is reaped.
 
         Args:
             timeout: Seconds until it is killed.
+
+        Returns:
+            False where even the killed one does not disappear.
         """
-        if self._sock is None and not self.pid:
-            return
+        if not self.pid:
+            return True
         self._on_death = _nothing
         self._lost()
         try:
             await asyncio.wait_for(self._reaped.wait(), timeout)
+            return True
         except TimeoutError:
             self.kill()
-            await self._reaped.wait()
+        try:
+            await asyncio.wait_for(self._reaped.wait(), REAP_SECONDS)
+        except TimeoutError:
+            return False
+        return True
 
     def _readable(self) -> None:
         # Bounded per turn: a burst of exits must not keep the loop from the killswitch.
         for _ in range(64):
-            if self._sock is None:
+            if not self._receive():
                 return
-            try:
-                data, fds = protocol.receive(self._sock)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, fds = b"", []
-            if not data:
-                self._lost()
-                return
-            try:
-                self._handle(protocol.decode_from_nursery(data), fds)
-            except msgspec.MsgspecError:
-                # Cannot come from our own code; what cannot be understood is replaced.
-                for fd in fds:
-                    os.close(fd)
-                self.kill()
-                return
+
+    def _receive(self) -> bool:
+        """Take one message. False: there is none, or there will be no more."""
+        if self._sock is None:
+            return False
+        try:
+            data, fds = protocol.receive(self._sock)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # Out of descriptors: the pidfd of a child did not come through, and a message is lost with it.
+            data, fds = b"", []
+        if not data:
+            self._lost()
+            return False
+        try:
+            self._handle(protocol.decode_from_nursery(data), fds)
+        except msgspec.MsgspecError:
+            # Cannot come from our own code; what cannot be understood is replaced.
+            for fd in fds:
+                os.close(fd)
+            self.kill()
+            return False
+        return True
 
     def _handle(self, message: protocol.FromNursery, fds: list[int]) -> None:
         if isinstance(message, protocol.Exited):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from garrison.ipc.pacing import backoff
 from garrison.supervisor.cgroups.base import KillPlan
-from garrison.supervisor.nursery.client import NurseryClient, NurseryError
+from garrison.supervisor.nursery.client import NurseryClient, NurseryDiedError, NurseryError
 
 RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
@@ -45,6 +45,8 @@ class NurseryKeeper:
         self._lock = asyncio.Lock()
         self._failures = 0
         self._started_at = 0.0
+        self._waiting: asyncio.Task[NurseryClient] | None = None
+        self._closed = False
         self.replaced = 0
 
     @property
@@ -61,35 +63,69 @@ class NurseryKeeper:
         """Return a living nursery; starts one where there is none, after a wait where the last ones failed.
 
         Raises:
+            NurseryDiedError: The wait or the start was interrupted, or the new one died at once.
             NurseryError: It could not be started.
         """
         async with self._lock:
+            if self._closed:
+                raise NurseryDiedError("the agent is stopping")
             if self._client is not None and self._client.alive:
                 return self._client
-            if self._failures:
-                wait = backoff(
-                    self._failures - 1,
-                    base=RETRY_BASE_SECONDS,
-                    cap=RETRY_CAP_SECONDS,
-                    identity=(self._host, "nursery"),
-                )
-                await asyncio.sleep(wait)
-            client = self._client = NurseryClient(self._died)
-            self._unreaped.append(client)
-            self._started_at = asyncio.get_running_loop().time()
+            self._waiting = asyncio.get_running_loop().create_task(self._start(), name="nursery")
             try:
-                await client.start(self._plan(), self._preload)
-            except NurseryError:
-                self._failures += 1
-                raise
-            return client
+                # Not awaited itself: what cancels it is an interruption, and no cancellation of the caller.
+                await asyncio.wait((self._waiting,))
+                if self._waiting.cancelled():
+                    raise NurseryDiedError("its start was interrupted")
+                return self._waiting.result()
+            finally:
+                self._waiting.cancel()
+                self._waiting = None
+
+    def interrupt(self) -> None:
+        """Give up a start, and the wait ahead of one: the killswitch is engaged, or the agent stops."""
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     async def stop(self) -> None:
         """End the nursery; what is left of the workers goes with it."""
+        self.interrupt()
         async with self._lock:
             if self._client is not None:
                 client, self._client = self._client, None
-                await client.stop()
+                if not await client.stop():
+                    self._log(f"the nursery (pid {client.pid}) was killed and does not end: look at /proc/PID/stack")
+
+    async def close(self) -> None:
+        """End the nursery for good: nobody gets another one."""
+        self._closed = True
+        await self.stop()
+
+    async def _start(self) -> NurseryClient:
+        loop = asyncio.get_running_loop()
+        if self._failures:
+            wait = backoff(
+                self._failures - 1, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, identity=(self._host, "nursery")
+            )
+            await asyncio.sleep(max(0.0, self._started_at + wait - loop.time()))
+        client = self._client = NurseryClient(self._died)
+        self._unreaped.append(client)
+        self._started_at = loop.time()
+        try:
+            await client.start(self._plan(), self._preload)
+        except NurseryDiedError:
+            raise  # counted when its death was noticed
+        except NurseryError:
+            self._failures += 1
+            raise
+        except asyncio.CancelledError:
+            # It has no children yet. Its death is expected, so nobody is told.
+            await client.stop(0.0)
+            raise
+        finally:
+            if not client.pid:
+                self._unreaped.remove(client)
+        return client
 
     def reap(self) -> None:
         """Collect every dead child of the master: the nursery, and orphans that came to it as subreaper."""
@@ -108,7 +144,7 @@ class NurseryKeeper:
 
     def _died(self) -> None:
         lived = asyncio.get_running_loop().time() - self._started_at
-        # One that had been stable is replaced at once, one that keeps dying later and later.
+        # One that had been stable is replaced at once, and so is the first; one that keeps dying later and later.
         self._failures = 0 if lived >= STABLE_SECONDS or not self.replaced else self._failures + 1
         self.replaced += 1
         self._log(f"the nursery died after {lived:.1f} s; all workers are started again, uncounted")

@@ -37,7 +37,15 @@ class Nursery:
         self._plan = KillPlan()
 
     def run(self) -> int:
-        """Serve until the master is gone; return the exit status."""
+        """Serve until the master is gone, then end everything; return the exit status."""
+        try:
+            self._serve()
+        finally:
+            # Also where a request could not be understood or taken: a new nursery begins with a clean house.
+            self._end_everything()
+        return 0
+
+    def _serve(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         # Only the wakeup descriptor matters; a handler must exist for it to be written.
@@ -55,8 +63,6 @@ class Nursery:
                     break
             except (BrokenPipeError, ConnectionResetError):
                 break
-        self._end_everything()
-        return 0
 
     def _serve_one(self) -> bool:
         data, fds = protocol.receive(self._sock)
@@ -106,7 +112,11 @@ class Nursery:
                 protocol.send(self._sock, protocol.Refused(request.id, f"fork: {error.strerror}"))
                 return
             if pid == 0:
-                child.become(request, fds, parent)
+                try:
+                    child.become(request, fds, parent)
+                finally:
+                    # It never returns; if it did, this would go on as a second nursery.
+                    os._exit(child.NOT_STARTED)
             self._children.add(pid)
         finally:
             for fd in fds:

@@ -47,6 +47,7 @@ class Spawn(msgspec.Struct, tag="spawn", kw_only=True):
     rlimits: tuple[tuple[int, int, int], ...] = ()
     nice: int = 0
     oom_score_adj: int = 900
+    subreaper: bool = False
 
 
 class Signal(msgspec.Struct, tag="signal"):
@@ -98,6 +99,8 @@ class Inspected(msgspec.Struct, tag="inspected"):
     modules: tuple[str, ...]
 
 
+_FD_BYTES = array.array("i").itemsize
+
 ToNursery = Setup | Spawn | Signal | Inspect
 FromNursery = Hello | Spawned | Refused | Exited | Inspected
 
@@ -126,7 +129,14 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     Raises:
         BlockingIOError: A non-blocking socket has nothing to read.
     """
-    data, fds, flags, _ = socket.recv_fds(sock, MAX_DATAGRAM, SPAWN_FDS)
+    # Not socket.recv_fds: it ignores its flags (in CPython 3.11), and what arrives must be close-on-exec, or it
+    # leaks into the next program that this process starts.
+    room = socket.CMSG_SPACE(SPAWN_FDS * _FD_BYTES)
+    data, ancillary, flags, _ = sock.recvmsg(MAX_DATAGRAM, room, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, rights in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds += memoryview(rights[: len(rights) - len(rights) % _FD_BYTES]).cast("i")
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, field
 
 from garrison.ipc.messages import LogLevel
 
-BUILTIN_WORKERS: Final[tuple[str, ...]] = ("process",)
+BUILTIN_WORKERS: Final[tuple[str, ...]] = ("process", "files")
 """Detection workers that come with the agent; they run where the file has no ``[workers]`` table."""
 
 LEVEL_SYNONYMS: Final[dict[str, LogLevel]] = {

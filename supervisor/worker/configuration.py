@@ -50,8 +50,12 @@ class ConfigurationState:
     def first(self, beat_seconds: float, events_per_second: float) -> Config:
         """Return what a new process is told: the offer, or what was taken last where the offer was refused."""
         self._sent.clear()
-        refused = self.status == "rejected"
-        return self.config(beat_seconds, events_per_second, self.taken if refused and self.taken else self.offer)
+        return self.current(beat_seconds, events_per_second)
+
+    def current(self, beat_seconds: float, events_per_second: float) -> Config:
+        """Return the frame for what holds now: the offer, or what was taken last where the offer was refused."""
+        refused = self.status == "rejected" and self.taken is not None
+        return self.config(beat_seconds, events_per_second, self.taken if refused else self.offer)
 
     def config(self, beat_seconds: float, events_per_second: float, offer: Offer | None = None) -> Config:
         """Return the frame for an offer, under a number of its own, so that each answer finds its offer."""

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from garrison.ipc.messages import Config
 from garrison.supervisor.cgroups.base import Cgroups, Limits
+from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.events.ledger import WorkerLedger
-from garrison.supervisor.nursery.client import NurseryClient
+from garrison.supervisor.nursery.client import NurseryClient, NurseryDiedError
 from garrison.supervisor.nursery.protocol import Spawn
 from garrison.supervisor.worker.process import Listener, WorkerProcess
 
@@ -64,6 +65,8 @@ async def launch(
     Raises:
         KilledError: The killswitch is engaged, or was meanwhile.
         CgroupError: The node, a cap or the placement failed; nothing runs.
+        FrameTooLargeError: The configuration does not fit a frame.
+        NurseryDiedError: The nursery died meanwhile, and the child with it.
         NurseryError: The fork failed.
         OSError: The host is out of descriptors or pipes.
     """
@@ -97,9 +100,11 @@ async def launch(
                 raise KilledError
             process.down.configure(config)
             process.open_gate()
-    except BaseException:
+    except BaseException as error:
         # A closed gate lets the child exit by itself, wherever it is by now.
         process.close()
+        if isinstance(error, (CgroupError, OSError)) and not nursery.alive:
+            raise NurseryDiedError(f"the nursery died during the start: {error}") from error
         raise
     return process
 

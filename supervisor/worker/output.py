@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 
 from garrison.ipc.pacing import TokenBucket
@@ -13,6 +14,10 @@ LINE_BYTES = 1024
 """A longer line is cut into lines of this length, bytes."""
 LINES_PER_SECOND = 10.0
 BURST_LINES = 50.0
+LAST_LINES = 40
+"""What is still there at the end is taken whole, and its last lines are logged: they tell why."""
+LAST_READS = 256
+"""Most reads for that: a pipe of 1 MiB."""
 PAUSE_SECONDS = 1.0
 """How long reading stands still once the rate is used up: a chatty worker waits for its own pipe."""
 
@@ -40,10 +45,20 @@ class OutputReader:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._take()
+        lines: deque[bytes] = deque(maxlen=LAST_LINES + 1)
+        for _ in range(LAST_READS):
+            more = self._read()
+            if not more:
+                break
+            lines.extend(line for line in more if line.strip())
         if self._rest:
-            self._emit(self._rest)
+            lines.append(self._rest)
             self._rest = b""
+        if len(lines) > LAST_LINES:
+            lines.popleft()
+            self._on_line("(earlier lines are left out)")
+        for line in lines:
+            self._emit(line)
         self._closed = True
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)
@@ -61,21 +76,28 @@ class OutputReader:
         asyncio.get_running_loop().add_reader(self._fd, self._readable)
 
     def _take(self) -> bool:
+        """Read once and pass the lines on. False: the end of the pipe."""
+        lines = self._read()
+        for line in lines or ():
+            self._emit(line)
+        return lines is not None
+
+    def _read(self) -> list[bytes] | None:
+        """Read once. Returns the lines that are whole now, none where there is nothing; None at the end."""
         try:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
-            return True
+            return []
         if not data:
-            return False
-        *lines, self._rest = (self._rest + data).split(b"\n")
+            return None
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        lines = [line[at : at + LINE_BYTES] for line in whole for at in range(0, len(line), LINE_BYTES)]
         while len(self._rest) > LINE_BYTES:
             lines.append(self._rest[:LINE_BYTES])
             self._rest = self._rest[LINE_BYTES:]
-        for line in lines:
-            self._emit(line)
-        return True
+        return lines
 
     def _emit(self, line: bytes) -> None:
         self._bucket.admit(1, asyncio.get_running_loop().time())
         if line.strip():
-            self._on_line(line[:LINE_BYTES].decode("utf-8", "replace"))
+            self._on_line(line.decode("utf-8", "replace"))

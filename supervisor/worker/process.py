@@ -15,6 +15,7 @@ from typing import Protocol
 from garrison.ipc.channel import ChannelClosedError, FrameReceiver
 from garrison.ipc.frames import MAX_UP_BYTES, ProtocolError
 from garrison.ipc.messages import Applied, Beat, Events, Log, Ready, Result, decode_up
+from garrison.ipc.pacing import TokenBucket
 from garrison.supervisor.events.ledger import ProcessLedger, WorkerLedger
 from garrison.supervisor.nursery.child import GATE_OPEN
 from garrison.supervisor.nursery.client import Child
@@ -26,6 +27,15 @@ READ_BYTES = 128 * 1024
 """Most bytes taken from one worker in one turn of the loop."""
 DRAIN_READS = 16
 """Reads of what a dead worker left: its pipe holds at most 1 MiB."""
+FRAMES_PER_SECOND = 2000.0
+BYTES_PER_SECOND = 4.0 * 1024 * 1024
+BURST_SECONDS = 2.0
+"""What is read from one worker on average and in a burst. A worker writes frames with less CPU time than it takes to
+check them: without a bound one at its quota could keep the master busy. Far above what a well-behaved one sends; one
+above it waits for its own pipe."""
+PAUSE_SECONDS = 0.1
+CLOSED_SECONDS = 5.0
+"""How long a process may live after it has closed its events pipe: it is taken to be ending."""
 REPORT_SECONDS = 5.0
 """How long the nursery may take to report a death that the pidfd has shown."""
 
@@ -104,7 +114,11 @@ class WorkerProcess:
         self._on_hang = on_hang
         self._broken = False
         self._reading = False
+        self._frames = TokenBucket(FRAMES_PER_SECOND, FRAMES_PER_SECOND * BURST_SECONDS)
+        self._bytes = TokenBucket(BYTES_PER_SECOND, BYTES_PER_SECOND * BURST_SECONDS)
+        self._pause: asyncio.TimerHandle | None = None
         self._hang: asyncio.TimerHandle | None = None
+        self._silence: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         child.exit.add_done_callback(self._exited)
         if child.pidfd is not None:
@@ -129,8 +143,7 @@ class WorkerProcess:
         """Let the process run its first instruction of worker code."""
         os.write(self._gate, GATE_OPEN)
         self._close_gate()
-        asyncio.get_running_loop().add_reader(self._events, self._readable)
-        self._reading = True
+        self._resume()
 
     def signal(self, signo: signal.Signals) -> None:
         """Signal exactly this process."""
@@ -147,16 +160,19 @@ class WorkerProcess:
     def drain(self) -> None:
         """Take what a dead process left in its pipe. Its node must be empty, so that nobody writes on."""
         for _ in range(DRAIN_READS):
+            if self._broken:
+                return
             before = self._receiver.bytes_received
             self._read()
-            if self._broken or self._receiver.bytes_received == before:
+            if self._receiver.bytes_received == before:
                 return
 
     def close(self) -> int:
         """Close every pipe, end the bookkeeping; returns the number of events that are lost with it."""
         loop = asyncio.get_running_loop()
-        if self._hang is not None:
-            self._hang.cancel()
+        for timer in (self._hang, self._silence):
+            if timer is not None:
+                timer.cancel()
         self._close_gate()
         self.down.close()
         self._output.close()
@@ -189,23 +205,56 @@ class WorkerProcess:
             self._on_hang()
 
     def _readable(self) -> None:
-        self._read()
+        before = self._receiver.bytes_received
+        frames = self._read()
+        now = asyncio.get_running_loop().time()
+        self._frames.admit(frames, now)
+        self._bytes.admit(self._receiver.bytes_received - before, now)
+        if self._reading and not self._may_read(now):
+            self._stop_reading()
+            self._pause = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._resume)
+
+    def _may_read(self, now: float) -> bool:
+        return self._frames.admit(0, now) and self._bytes.admit(0, now)
+
+    def _resume(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._may_read(loop.time()):
+            self._pause = None
+            loop.add_reader(self._events, self._readable)
+            self._reading = True
+        else:
+            self._pause = loop.call_later(PAUSE_SECONDS, self._resume)
 
     def _stop_reading(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self._reading:
             self._reading = False
             asyncio.get_running_loop().remove_reader(self._events)
 
-    def _read(self) -> None:
+    def _read(self) -> int:
+        """Take what is there, a bounded amount; returns the number of good frames."""
+        frames = 0
         try:
             for kind, payload in self._receiver.receive():
                 self._handle(decode_up(kind, payload))
+                frames += 1
         except ChannelClosedError:
             self._stop_reading()
+            if not self.gone and self._silence is None:
+                self._silence = asyncio.get_running_loop().call_later(CLOSED_SECONDS, self._silent)
         except ProtocolError as error:
             self._stop_reading()
             self._broken = True
             self._listener.on_breach(str(error))
+        return frames
+
+    def _silent(self) -> None:
+        if not self.gone and not self._broken:
+            self._broken = True
+            self._listener.on_breach(f"it closed its events pipe and lived on for {CLOSED_SECONDS:g} s")
 
     def _handle(self, message: Ready | Beat | Events | Log | Applied | Result) -> None:
         if isinstance(message, Events):

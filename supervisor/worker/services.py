@@ -15,6 +15,22 @@ from garrison.supervisor.worker.launch import Place
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """What a worker's process is held by where no cgroup does.
+
+    Attributes:
+        rlimits: (resource, soft, hard) of setrlimit(2).
+        nice: Niceness, 0 to 19.
+        subreaper: Whether its orphaned descendants come to it instead of the nursery, so that they stay findable below
+            it. It does not reap them, so they may stay zombies while it lives.
+    """
+
+    rlimits: tuple[tuple[int, int, int], ...] = ()
+    nice: int = 0
+    subreaper: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """The surroundings of all workers of one agent.
 
@@ -30,8 +46,7 @@ class Services:
         log: Writes a line: level, source, text.
         next_epoch: Returns the number of a worker's next process.
         changed: Called after every transition.
-        process_limits: Returns what the child itself is limited by, beside its cgroup: (resource, soft, hard) of
-            setrlimit(2), and its niceness.
+        process_limits: Returns what holds the child itself, beside or instead of its cgroup.
     """
 
     host: str
@@ -45,4 +60,4 @@ class Services:
     log: Callable[[LogLevel, str, str], None]
     next_epoch: Callable[[str], int]
     changed: Callable[[], None]
-    process_limits: Callable[[Limits], tuple[tuple[tuple[int, int, int], ...], int]]
+    process_limits: Callable[[Limits], ProcessLimits]

@@ -15,7 +15,7 @@ from garrison.workers.process.containers import container_of
 from garrison.workers.process.events import iso, text
 from garrison.workers.process.procfs import ARGS_BYTES, parse_args, parse_stat, parse_uids, tty_name
 from garrison.workers.process.sockets import Row, decode_address, find_row, inode_of, parse_row
-from garrison.workers.process.users import Users, parse_passwd
+from garrison.workers.users import Users, parse_passwd
 
 HEX = "4f0a0c8a5d6a1f6f7e2e6f1d2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e"
 

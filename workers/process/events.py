@@ -15,7 +15,7 @@ from garrison.workers.process.detect import base
 from garrison.workers.process.facts import Image, Process
 from garrison.workers.process.rules import Rule
 from garrison.workers.process.sockets import Connection
-from garrison.workers.process.users import Users
+from garrison.workers.users import Users
 
 PARENT_ARGS: Final = 256
 """Most characters of a parent's command line."""

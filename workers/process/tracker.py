@@ -17,7 +17,7 @@ from garrison.workers.process.facts import Process
 from garrison.workers.process.recheck import Rechecks
 from garrison.workers.process.scan import MAX_PROCESSES, ProcessTable, Seen
 from garrison.workers.process.settings import Config
-from garrison.workers.process.users import Users
+from garrison.workers.users import Users
 from garrison.workers.runtime.module import Sandbox
 
 Origin = Literal["connector", "poll", "resync", "start", "recheck"]

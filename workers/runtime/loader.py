@@ -12,7 +12,7 @@ from typing import Final
 from garrison.workers.runtime.module import Module
 
 MAX_FILE_BYTES: Final = 1024 * 1024
-_BUILTINS: Final = ("process",)
+_BUILTINS: Final = ("process", "files")
 _PACKAGE: Final = "garrison.workers"
 
 

@@ -1,4 +1,4 @@
-"""Names of users, from /etc/passwd alone.
+"""Names of users and groups, from /etc/passwd and /etc/group alone.
 
 Never through NSS: ``getpwuid`` may ask LDAP or SSSD over the network, once for each process on the host.
 """
@@ -17,7 +17,10 @@ MAX_USERS: Final = 10_000
 
 
 def parse_passwd(data: bytes, limit: int = MAX_USERS) -> dict[int, str]:
-    """Return names by user id, the first one where an id is there twice. Lines that are no entry are skipped. Pure."""
+    """Return names by id, the first one where an id is there twice. Lines that are no entry are skipped. Pure.
+
+    /etc/group has its ids in the same column.
+    """
     names: dict[int, str] = {}
     for line in data.split(b"\n"):
         fields = line.split(b":", 3)
@@ -33,7 +36,7 @@ class Users:
     """Names by id; the file is read again when its time, size or inode changed, at most every `check_seconds`.
 
     Args:
-        path: The passwd file.
+        path: The passwd or group file.
         check_seconds: Least seconds between two looks at the file.
     """
 
@@ -45,7 +48,7 @@ class Users:
         self._names: dict[int, str] = {}
 
     def name(self, uid: int, now: float) -> str | None:
-        """Return the name of a user id at the monotonic time `now` (seconds), or None where it has none here."""
+        """Return the name of an id at the monotonic time `now` (seconds), or None where it has none here."""
         if self._checked is None or now - self._checked >= self._check_seconds:
             self._checked = now
             # A file that is missing or half replaced keeps the names of before: ids are in the events anyway.

@@ -1,0 +1,173 @@
+"""What comes in from a worker's process: its events, its log, its answers. All of it is a claim, and rated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from garrison.ipc.messages import Applied, Beat, Events, Log, LogLevel, Ready, Result
+from garrison.ipc.pacing import TokenBucket
+from garrison.supervisor.events.ledger import WorkerLedger
+from garrison.supervisor.events.stamp import Stamp
+from garrison.supervisor.worker.configuration import ConfigurationState
+from garrison.supervisor.worker.services import Services
+
+BURST_SECONDS = 5.0
+"""The burst of a worker's event rate, in seconds of its rate (the contract's "burst x5")."""
+LOG_LINES_PER_SECOND = 20.0
+LOG_BURST_LINES = 100.0
+MAX_LOG_SOURCES = 32
+"""Module names of one worker that get a log source of their own; the agent has room for a bounded number."""
+MAX_ERROR_TEXT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the intake passes on because something follows from it for the supervision.
+
+    Attributes:
+        ready: The modules run.
+        error: The worker has logged an error: its text.
+        breach: The pipe's contract is broken: how.
+        gone: The process has ended.
+    """
+
+    ready: Callable[[Ready], None]
+    error: Callable[[str], None]
+    breach: Callable[[str], None]
+    gone: Callable[[], None]
+
+
+class Intake:
+    """The `Listener` of every process of one worker.
+
+    Args:
+        name: The worker's name.
+        services: The agent around it.
+        ledger: Where its events are booked.
+        configuration: Which answers to configurations are for.
+        rate: Events a second that are let through.
+        hooks: What the supervision wants to hear of.
+
+    Attributes:
+        said: The last line that the process printed, or the last error that it logged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        services: Services,
+        ledger: WorkerLedger,
+        configuration: ConfigurationState,
+        rate: float,
+        hooks: Hooks,
+    ) -> None:
+        self.said = ""
+        self._name = name
+        self._services = services
+        self._ledger = ledger
+        self._configuration = configuration
+        self._hooks = hooks
+        self._stamp: Stamp | None = None
+        self._bucket = TokenBucket(rate, rate * BURST_SECONDS)
+        self._log_bucket = TokenBucket(LOG_LINES_PER_SECOND, LOG_BURST_LINES)
+        self._log_suppressed = 0
+        self._log_sources: set[str] = set()
+
+    def begin(self, epoch: int) -> None:
+        """Note that what comes from now on is of another process."""
+        self.said = ""
+        self._stamp = Stamp(self._services.host, self._name, epoch)
+
+    def limit(self, rate: float) -> None:
+        """Change the rate, events a second."""
+        self._bucket.limit(rate, rate * BURST_SECONDS)
+
+    def on_ready(self, ready: Ready) -> None:
+        """See `Hooks`."""
+        self._hooks.ready(ready)
+
+    def on_beat(self, beat: Beat) -> None:
+        """Nothing follows from a single beat here; the process keeps the last one."""
+
+    def on_events(self, batch: Events) -> None:
+        """Admit a batch by the worker's rate, stamp it and pass it on."""
+        if batch.count == 0:
+            return
+        if self._stamp is None or not self._bucket.admit(batch.count, self._now()):
+            self._ledger.drop(batch.count, "rate_limit")
+            return
+        data = self._stamp.write(batch.data, batch.priority)
+        self._services.forward(self._name, self._ledger, batch.priority, batch.count, data)
+
+    def on_log(self, log: Log) -> None:
+        """Write a worker's line to the agent's log, with its module, at a limited rate."""
+        source = self._log_source(log.module)
+        self._log_suppressed += log.suppressed
+        if not self._log_bucket.admit(1, self._now()):
+            self._log_suppressed += 1
+            return
+        if self._log_suppressed:
+            self._log("warning", f"{self._log_suppressed} lines of {source} were suppressed")
+            self._log_suppressed = 0
+        if log.level in ("err", "crit", "alert", "emerg"):
+            self.said = log.message.split("\n", 1)[0][:MAX_ERROR_TEXT]
+            self._hooks.error(self.said)
+        self._services.log(log.level, source, log.message)
+
+    def on_applied(self, applied: Applied) -> None:
+        """Note what became of a configuration."""
+        configuration = self._configuration
+        status = configuration.status
+        configuration.answered(applied.revision, applied.ok, applied.error)
+        if configuration.status == status:
+            return
+        if configuration.status == "rejected":
+            self._log("err", f"configuration refused, the old one stays: {configuration.error}")
+        self._services.emit_state(
+            f"config-{configuration.status}",
+            {
+                "worker": self._name,
+                "revision": configuration.offer.revision,
+                "hash": configuration.offer.hash,
+                "reason": configuration.error,
+            },
+        )
+        self._services.changed()
+
+    def on_result(self, result: Result) -> None:
+        """Log what became of a task, at the rate of the worker's log."""
+        if not self._log_bucket.admit(1, self._now()):
+            self._log_suppressed += 1
+            return
+        text = f"task {result.id} is done" if result.ok else f"task {result.id} failed: {result.error}"
+        self._log("info" if result.ok else "warning", text)
+
+    def on_output(self, line: str) -> None:
+        """Log what the process printed."""
+        self.said = line[:MAX_ERROR_TEXT]
+        self._log("notice", f"printed: {line}")
+
+    def on_breach(self, reason: str) -> None:
+        """See `Hooks`."""
+        self._hooks.breach(reason)
+
+    def on_gone(self) -> None:
+        """See `Hooks`."""
+        self._hooks.gone()
+
+    def _log_source(self, module: str) -> str:
+        if not module or module == self._name:
+            return self._name
+        if module not in self._log_sources:
+            if len(self._log_sources) >= MAX_LOG_SOURCES:
+                return self._name
+            self._log_sources.add(module)
+        return f"{self._name}.{module}"
+
+    def _log(self, level: LogLevel, text: str) -> None:
+        self._services.log(level, self._name, text)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,164 @@
+"""The cgroup node of one worker, as its supervisor uses it.
+
+What the kernel refuses here is reported and the supervision goes on: a node that cannot be read, frozen or
+removed now may be so later, and a dead worker must be wound up in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from garrison.supervisor.cgroups.base import Limits, OomWatch
+from garrison.supervisor.cgroups.errors import CgroupError
+from garrison.supervisor.settings import Budget
+from garrison.supervisor.worker.launch import Place
+
+REMOVE_SECONDS = 2.0
+REMOVE_STEP_SECONDS = 0.01
+FREEZE_RETRY_SECONDS = 1.0
+FREEZE_RETRY_CAP_SECONDS = 60.0
+"""Each try may hold the loop for a second where a task hangs in the kernel, so there are fewer and fewer."""
+
+
+def limits_of(budget: Budget) -> Limits:
+    """Return the caps of a node for a worker's budget."""
+    return Limits(
+        cpu_quota_percent=budget.cpu_quota_percent,
+        cpu_weight=budget.cpu_weight,
+        memory_high=budget.memory_high,
+        memory_max=budget.memory_max,
+        pids_max=budget.pids_max,
+    )
+
+
+class WorkerNode:
+    """One worker's node.
+
+    Args:
+        name: The worker's name.
+        place: Cgroups, their lock and the killswitch.
+        on_oom: Called when the kernel has killed in the node for want of memory.
+        on_problem: Called with what was refused and why.
+
+    Attributes:
+        limits: The caps in force; None before the first start.
+        frozen: Whether it was frozen by `freeze`.
+        left: Whether there may be something in the cgroup tree that nobody supervises: `sweep` it.
+    """
+
+    def __init__(self, name: str, place: Place, on_oom: Callable[[], None], on_problem: Callable[[str], None]) -> None:
+        self.limits: Limits | None = None
+        self.frozen = False
+        self.left = False
+        self._name = name
+        self._place = place
+        self._on_oom = on_oom
+        self._on_problem = on_problem
+        self._refused: Limits | None = None
+        self._freeze_wait = FREEZE_RETRY_SECONDS
+        self._oom: OomWatch | None = None
+
+    def started(self, limits: Limits) -> None:
+        """Note that a process runs in a fresh node with these caps; watch it for OOM kills."""
+        self.limits, self._refused = limits, None
+        self.frozen, self.left = False, False
+        # v1 kills one process of the node and leaves the rest half alive; and everybody likes to hear of it at once.
+        try:
+            self._oom = self._place.cgroups.oom_watch(self._name)
+        except (CgroupError, OSError) as error:
+            self._on_problem(f"no notice of an OOM kill, it is seen when the process ends: {error}")
+        if self._oom is not None:
+            asyncio.get_running_loop().add_reader(self._oom.fileno(), self._oom_seen)
+
+    def limit(self, wanted: Limits) -> None:
+        """Bring the node to these caps; ones that were refused are not tried again."""
+        if wanted in (self.limits, self._refused):
+            return
+        try:
+            self._place.cgroups.limit(self._name, wanted)
+        except CgroupError as error:
+            self._refused = wanted
+            self._on_problem(f"the new budget is refused, the old one stays: {error}")
+        else:
+            self.limits, self._refused = wanted, None
+
+    def freeze(self, frozen: bool) -> float:
+        """Stop or continue everything in the node. Returns 0, or the seconds until another try is due."""
+        try:
+            self._place.cgroups.freeze(self._name, frozen)
+            if frozen and self._place.engaged():
+                # A kill in another thread came between: on v1 the frozen keep their SIGKILL pending.
+                self._place.cgroups.freeze(self._name, False)
+                return FREEZE_RETRY_SECONDS
+        except CgroupError as error:
+            self._on_problem(str(error))
+            if frozen:
+                self._thaw_what_was_frozen()
+            wait, self._freeze_wait = self._freeze_wait, min(FREEZE_RETRY_CAP_SECONDS, self._freeze_wait * 2)
+            return wait
+        self.frozen, self._freeze_wait = frozen, FREEZE_RETRY_SECONDS
+        return 0.0
+
+    def kill(self) -> bool:
+        """SIGKILL everything in the node. False: that could not be carried out, and was reported."""
+        with self._place.lock:
+            try:
+                self._place.cgroups.kill(self._name)
+            except CgroupError as error:
+                self._on_problem(str(error))
+                return False
+        return True
+
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel has killed here for want of memory; 0 where that cannot be read."""
+        try:
+            return self._place.cgroups.usage(self._name).oom_kills
+        except CgroupError as error:
+            self._on_problem(str(error))
+            return 0
+
+    def unwatch(self) -> None:
+        """End the watch for OOM kills. Idempotent."""
+        if self._oom is not None:
+            asyncio.get_running_loop().remove_reader(self._oom.fileno())
+            self._oom.close()
+            self._oom = None
+
+    async def remove(self) -> bool:
+        """Remove the node once it is empty. False: something is left, reported and noted for `sweep`."""
+        cgroups = self._place.cgroups
+        self.left = True
+        try:
+            for _ in range(int(REMOVE_SECONDS / REMOVE_STEP_SECONDS)):
+                if cgroups.remove(self._name):
+                    self.left = False
+                    return True
+                await asyncio.sleep(REMOVE_STEP_SECONDS)
+            members = list(cgroups.members(self._name))[:10]
+        except CgroupError as error:
+            self._on_problem(str(error))
+        else:
+            self._on_problem(
+                f"processes are left in {cgroups.path(self._name)}: {members}; they may hang in the kernel (state D): "
+                "look at /proc/PID/stack"
+            )
+        return False
+
+    async def sweep(self) -> bool:
+        """Kill and remove what a failed start or an end that hung has left. True: there is nothing any more."""
+        self.kill()
+        return await self.remove()
+
+    def _thaw_what_was_frozen(self) -> None:
+        # Half frozen it could neither work nor stop, and nobody would ever thaw it.
+        try:
+            self._place.cgroups.freeze(self._name, False)
+        except CgroupError as error:
+            self._on_problem(str(error))
+
+    def _oom_seen(self) -> None:
+        if self._oom is not None:
+            self._oom.drain()
+            if self.oom_kills():
+                self._on_oom()

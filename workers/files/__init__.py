@@ -1,0 +1,7 @@
+"""Integrity of files: what was created, changed, renamed or deleted at configured paths, also while the agent was off."""
+
+from garrison.workers.files.module import FilesModule
+
+MODULE = FilesModule
+
+__all__ = ["MODULE", "FilesModule"]
