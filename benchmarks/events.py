@@ -170,7 +170,7 @@ def peer(program: str, count: int, path: Path, given: bytes) -> tuple[float, flo
     """Run a peer; return the seconds for the first 95 %, and the CPU seconds of its sender and its receiver."""
     path.unlink(missing_ok=True)
     growth = Growth(path)
-    command = [sys.executable, "-I", PEERS / program, str(count), path]
+    command = [sys.executable, "-I", str(PEERS / program), str(count), str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

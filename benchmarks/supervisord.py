@@ -40,7 +40,7 @@ def install() -> None:
         return
     pip = [VENV / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     for command in ([sys.executable, "-m", "venv", VENV], [*pip, "-r", REQUIREMENTS]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
         if done.returncode:
             raise PeerMissingError(f"Supervisor cannot be installed below build/: {done.stderr.strip()[-500:]}")
     (VENV / ".ready").touch()

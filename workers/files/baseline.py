@@ -28,14 +28,21 @@ _CORRUPT: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _MAX: Final = 2**63 - 1
 
 _SCHEMA: Final = (
-    "CREATE TABLE dirs (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, scan INTEGER NOT NULL, watched INTEGER NOT NULL)",
-    "CREATE TABLE entries (dir INTEGER NOT NULL, name BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL,"
-    " uid INTEGER NOT NULL, gid INTEGER NOT NULL, mode INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL,"
-    " inode INTEGER NOT NULL, sha256 BLOB, link BLOB, flags INTEGER NOT NULL, PRIMARY KEY (dir, name)) WITHOUT ROWID",
+    """CREATE TABLE dirs (
+        id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, scan INTEGER NOT NULL, watched INTEGER NOT NULL)""",
+    """CREATE TABLE entries (
+        dir INTEGER NOT NULL, name BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL, uid INTEGER NOT NULL,
+        gid INTEGER NOT NULL, mode INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL,
+        inode INTEGER NOT NULL, sha256 BLOB, link BLOB, flags INTEGER NOT NULL, PRIMARY KEY (dir, name)) WITHOUT ROWID""",
     "CREATE TABLE learnt (key TEXT PRIMARY KEY) WITHOUT ROWID",
     f"PRAGMA user_version = {VERSION}",
 )
 _COLUMNS: Final = "kind, size, uid, gid, mode, mtime, ctime, inode, sha256, link, flags"
+_GET: Final = f"SELECT {_COLUMNS} FROM entries WHERE dir = ? AND name = ?"  # noqa: S608 - constants only
+_AFTER: Final = f"SELECT name, {_COLUMNS} FROM entries WHERE dir = ? AND name > ? ORDER BY name LIMIT {PAGE}"  # noqa: S608
+_PUT: Final = f"INSERT OR REPLACE INTO entries (dir, name, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UNVISITED: Final = f"SELECT path FROM dirs WHERE scan != ? LIMIT {PAGE}"  # noqa: S608
+_UNWATCHED: Final = f"SELECT path FROM dirs WHERE watched = 0 AND path > ? ORDER BY path LIMIT {PAGE}"  # noqa: S608
 
 
 class BaselineLostError(Exception):
@@ -76,7 +83,7 @@ class Baseline:
         number = self._dir(os.fsencode(folder))
         if number is None:
             return None
-        row = self._one(f"SELECT {_COLUMNS} FROM entries WHERE dir = ? AND name = ?", (number, os.fsencode(name)))
+        row = self._one(_GET, (number, os.fsencode(name)))
         return None if row is None else _entry(row)
 
     def put(self, folder: str, name: str, entry: Entry) -> None:
@@ -90,10 +97,7 @@ class Baseline:
         raw = os.fsencode(name)
         known = self._one("SELECT 1 FROM entries WHERE dir = ? AND name = ?", (number, raw))
         self.count += known is None
-        self._run(
-            f"INSERT OR REPLACE INTO entries (dir, name, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, raw, *_row(entry)),
-        )
+        self._run(_PUT, (number, raw, *_row(entry)))
 
     def delete(self, folder: str, name: str) -> None:
         """Remove an entry; none there is fine."""
@@ -109,10 +113,7 @@ class Baseline:
         number = self._dir(os.fsencode(folder))
         if number is None:
             return []
-        rows = self._all(
-            f"SELECT name, {_COLUMNS} FROM entries WHERE dir = ? AND name > ? ORDER BY name LIMIT {PAGE}",
-            (number, name),
-        )
+        rows = self._all(_AFTER, (number, name))
         return [(row[0], _entry(row[1:])) for row in rows]
 
     # Directories
@@ -132,14 +133,12 @@ class Baseline:
 
     def unvisited(self, scan: int) -> list[str]:
         """Return some directories that a scan has not come to."""
-        rows = self._all(f"SELECT path FROM dirs WHERE scan != ? LIMIT {PAGE}", (scan,))
+        rows = self._all(_UNVISITED, (scan,))
         return [os.fsdecode(row[0]) for row in rows]
 
     def unwatched(self, behind: str) -> list[str]:
         """Return up to `PAGE` directories without a watch, in order, from behind a path."""
-        rows = self._all(
-            f"SELECT path FROM dirs WHERE watched = 0 AND path > ? ORDER BY path LIMIT {PAGE}", (os.fsencode(behind),)
-        )
+        rows = self._all(_UNWATCHED, (os.fsencode(behind),))
         return [os.fsdecode(row[0]) for row in rows]
 
     def tree(self, folder: str) -> str | None:

@@ -110,7 +110,7 @@ def open_file(directory: int, name: str) -> int:
 
 
 def parse_mounts(data: bytes) -> dict[str, str]:
-    """Return file system types by mount point, from /proc/self/mountinfo; the topmost where several are stacked. Pure."""
+    """Return file system types by mount point, the topmost where several are stacked, from mountinfo. Pure."""
     mounts: dict[str, str] = {}
     for line in data.split(b"\n"):
         front, _, back = line.partition(b" - ")
@@ -132,7 +132,7 @@ def read_mounts() -> dict[str, str]:
 
 def is_network(kind: str) -> bool:
     """Tell whether a file system of this type may wait for another host or for a process."""
-    return kind in NETWORK or kind.startswith("fuse.") or kind.startswith("nfs")
+    return kind in NETWORK or kind.startswith(("fuse.", "nfs"))
 
 
 def _unescaped(raw: bytes) -> bytes:

@@ -159,7 +159,7 @@ class Engine:
         change = self.intake.pending.take(now)
         if change is None:
             return
-        rest = self._resting.get(change.path, 0.0)
+        rest = self._judge.resting_until(change.path)
         if change.content and now < rest:
             later = self.intake.touch(change.path)
             if later is not None:

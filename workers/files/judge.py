@@ -89,7 +89,12 @@ class Judge:
         self._displacements: deque[tuple[int, str]] = deque(maxlen=256)
         self._resting: dict[str, float] = {}
 
+    def resting_until(self, path: str) -> float:
+        """Return the monotonic time before which a file is not hashed again."""
+        return self._resting.get(path, 0.0)
+
     def facts(self, fd: int, name: str) -> Entry | None:
+        """Describe an entry of an open directory, or return None where there is none or it cannot be read."""
         try:
             return disk.look(fd, name)
         except OSError:
