@@ -46,6 +46,7 @@ class NurseryKeeper:
         self._failures = 0
         self._started_at = 0.0
         self._waiting: asyncio.Task[NurseryClient] | None = None
+        self._interruptions = 0
         self._closed = False
         self.replaced = 0
 
@@ -66,9 +67,13 @@ class NurseryKeeper:
             NurseryDiedError: The wait or the start was interrupted, or the new one died at once.
             NurseryError: It could not be started.
         """
+        interruptions = self._interruptions
         async with self._lock:
             if self._closed:
                 raise NurseryDiedError("the agent is stopping")
+            if interruptions != self._interruptions:
+                # Meant for everybody who was waiting, not only for whoever came first.
+                raise NurseryDiedError("its start was interrupted")
             if self._client is not None and self._client.alive:
                 return self._client
             self._waiting = asyncio.get_running_loop().create_task(self._start(), name="nursery")
@@ -84,6 +89,7 @@ class NurseryKeeper:
 
     def interrupt(self) -> None:
         """Give up a start, and the wait ahead of one: the killswitch is engaged, or the agent stops."""
+        self._interruptions += 1
         if self._waiting is not None:
             self._waiting.cancel()
 

@@ -33,6 +33,8 @@ STEPS = int(os.environ.get("GARRISON_RACE_STEPS", "150"))
 SEED = int(os.environ.get("GARRISON_RACE_SEED", "7"))
 NAMES = ("one", "two", "three")
 WORKERS = "".join(f'[workers.{name}]\nmodules = ["{module("quiet", "Quiet")}"]\n' for name in NAMES)
+MOST_NURSERIES = 4
+"""How many are killed: each that dies young makes the next start wait twice as long."""
 POOL_THREADS = 32
 """Most threads that asyncio keeps for what waits beside the loop; they idle and are used again."""
 
@@ -43,6 +45,7 @@ class Attack:
     def __init__(self, agent: RunningAgent) -> None:
         self.agent = agent
         self.failures: list[BaseException] = []
+        self.nurseries = 0
 
     def call(self, op: str, **args: object) -> None:
         # A start under the killswitch, or a worker that is not settled in time, is a fair answer.
@@ -87,7 +90,8 @@ class Attack:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, rng.choice((signal.SIGKILL, signal.SIGTERM)))
                 break
-        elif pid := nursery_of(self.agent):
+        elif self.nurseries < MOST_NURSERIES and (pid := nursery_of(self.agent)):
+            self.nurseries += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         assert_in_their_cgroups(self.agent)

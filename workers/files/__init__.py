@@ -1,4 +1,4 @@
-"""Integrity of files: what was created, changed, renamed or deleted at configured paths, also while the agent is off."""
+"""Integrity of files: what is created, changed, renamed or deleted at configured paths, also while the agent is off."""
 
 from garrison.workers.files.module import FilesModule
 

@@ -33,14 +33,15 @@ _SCHEMA: Final = (
     """CREATE TABLE entries (
         dir INTEGER NOT NULL, name BLOB NOT NULL, kind TEXT NOT NULL, size INTEGER NOT NULL, uid INTEGER NOT NULL,
         gid INTEGER NOT NULL, mode INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL,
-        inode INTEGER NOT NULL, sha256 BLOB, link BLOB, flags INTEGER NOT NULL, PRIMARY KEY (dir, name)) WITHOUT ROWID""",
+        inode INTEGER NOT NULL, sha256 BLOB, link BLOB, flags INTEGER NOT NULL,
+        PRIMARY KEY (dir, name)) WITHOUT ROWID""",
     "CREATE TABLE learnt (key TEXT PRIMARY KEY) WITHOUT ROWID",
     f"PRAGMA user_version = {VERSION}",
 )
 _COLUMNS: Final = "kind, size, uid, gid, mode, mtime, ctime, inode, sha256, link, flags"
 _GET: Final = f"SELECT {_COLUMNS} FROM entries WHERE dir = ? AND name = ?"  # noqa: S608 - constants only
 _AFTER: Final = f"SELECT name, {_COLUMNS} FROM entries WHERE dir = ? AND name > ? ORDER BY name LIMIT {PAGE}"  # noqa: S608
-_PUT: Final = f"INSERT OR REPLACE INTO entries (dir, name, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT: Final = f"INSERT OR REPLACE INTO entries (dir, name, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _UNVISITED: Final = f"SELECT path FROM dirs WHERE scan != ? LIMIT {PAGE}"  # noqa: S608
 _UNWATCHED: Final = f"SELECT path FROM dirs WHERE watched = 0 AND path > ? ORDER BY path LIMIT {PAGE}"  # noqa: S608
 
@@ -66,7 +67,6 @@ class Baseline:
         self._folder = folder
         self._path = os.path.join(folder, FILE_NAME)
         self._db: sqlite3.Connection
-        self._open_transaction = False
         self._undone: list[tuple[str, tuple[Any, ...]]] = []
         self._committed_at = 0.0
         self._last_dir: tuple[bytes, int | None] = (b"", None)
@@ -193,7 +193,7 @@ class Baseline:
 
     def commit_due(self, now: float) -> None:
         """Commit where it is time; `now` is monotonic seconds."""
-        if self._open_transaction and (
+        if self._undone and (
             len(self._undone) >= COMMIT_OPERATIONS or now - self._committed_at >= COMMIT_SECONDS
         ):
             self._committed_at = now
@@ -201,10 +201,9 @@ class Baseline:
 
     def commit(self) -> None:
         """Put what has changed on disk."""
-        if self._open_transaction:
+        if self._db.in_transaction:
             self._guarded("COMMIT", ())
-            self._open_transaction = False
-            self._undone.clear()
+        self._undone.clear()
 
     def close(self) -> None:
         """Commit and give the file back."""
@@ -331,9 +330,8 @@ class Baseline:
         return self._guarded(statement, values).fetchall()
 
     def _run(self, statement: str, values: tuple[Any, ...]) -> None:
-        if not self._open_transaction:
+        if not self._db.in_transaction:
             self._guarded("BEGIN", ())
-            self._open_transaction = True
         self._undone.append((statement, values))
         self._guarded(statement, values, replayed=True)
 
@@ -374,15 +372,13 @@ class Baseline:
         disk.close()
         self._db = memory
         self._last_dir = (b"", None)
-        if self._open_transaction:
-            memory.execute("BEGIN")
         for statement, values in self._undone:
             memory.execute(statement, values)
+        self._undone.clear()
 
     def _lost(self, error: sqlite3.DatabaseError) -> None:
         self._db.close()
         self._undone.clear()
-        self._open_transaction = False
         self._last_dir = (b"", None)
         self.persistent = False
         try:
