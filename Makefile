@@ -44,7 +44,7 @@ types: wheel ## Check types, strictly, on the package as it installs
 
 .PHONY: wheel
 wheel: $(READY) ## Build the wheel and the source archive into dist/
-	@rm -rf dist build/lib build/bdist.*
+	@rm -rf dist/garrison-*.whl dist/garrison-*.tar.gz build/lib build/bdist.*
 	@$(BIN)/python -m build --no-isolation --outdir dist . > build.log 2>&1 || { cat build.log; exit 1; }
 	@rm -f build.log
 	@ls -1 dist

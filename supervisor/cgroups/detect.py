@@ -117,8 +117,9 @@ def own_path(
     present = path_of(mount, membership)
     if present is not None:
         unit, _, leaf = present.rpartition("/")
-        # After a restart by exec, or with DelegateSubgroup=, we begin inside our own leaf.
-        path = unit if leaf == SUPERVISOR else present
+        # After a restart by exec, or with DelegateSubgroup=, we begin inside our own leaf; systemd runs the control
+        # commands of a delegated unit (ExecStopPost=) in ".control" below it.
+        path = unit if leaf in (SUPERVISOR, ".control") else present
         directory = mount.directory(path)
         if path.endswith(".service") and directory and os.path.isdir(directory) and _delegated(path, mount, mounts):
             return path, True

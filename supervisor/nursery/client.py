@@ -118,7 +118,7 @@ class NurseryClient:
                 self.pid = os.posix_spawn(  # noqa: ASYNC221  vfork and exec: a millisecond
                     sys.executable,
                     argv,
-                    {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "2"},
+                    {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
                     file_actions=[(os.POSIX_SPAWN_DUP2, high, NURSERY_FD)],
                     setsigmask=(),
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from tests.e2e._agent import RunningAgent, alive, until
@@ -33,6 +34,15 @@ def descriptors(pid: int) -> list[str]:
         except FileNotFoundError:
             continue
     return sorted(found)
+
+
+def descriptors_at_rest(pid: int) -> list[str]:
+    """Return the same without those of a connection that is just being closed."""
+    looks = []
+    for _ in range(10):
+        looks.append(descriptors(pid))
+        time.sleep(0.03)
+    return min(looks, key=len)
 
 
 def threads(pid: int) -> int:

@@ -23,6 +23,7 @@ from tests.e2e._invariants import (
     assert_in_their_cgroups,
     assert_no_mistake,
     descriptors,
+    descriptors_at_rest,
     nursery_of,
     threads,
 )
@@ -33,7 +34,7 @@ STEPS = int(os.environ.get("GARRISON_RACE_STEPS", "150"))
 SEED = int(os.environ.get("GARRISON_RACE_SEED", "7"))
 NAMES = ("one", "two", "three")
 WORKERS = "".join(f'[workers.{name}]\nmodules = ["{module("quiet", "Quiet")}"]\n' for name in NAMES)
-MOST_NURSERIES = 4
+MOST_NURSERIES = 2
 """How many are killed: each that dies young makes the next start wait twice as long."""
 POOL_THREADS = 32
 """Most threads that asyncio keeps for what waits beside the loop; they idle and are used again."""
@@ -132,7 +133,7 @@ def test_whatever_comes_at_the_same_time_nothing_is_leaked_and_nobody_escapes(
         agent.wait_worker(name, state="running")
     agent.client.call("stop", worker="one")
     agent.client.call("start", worker="one")
-    fds, running = descriptors(agent.pid), threads(agent.pid)
+    fds, running = descriptors_at_rest(agent.pid), threads(agent.pid)
     attack = Attack(agent)
     share = STEPS // 3
     helpers = [threading.Thread(target=attack.run, args=(attack.steer, SEED + n, share)) for n in (1, 2)]

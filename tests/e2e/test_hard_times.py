@@ -73,7 +73,7 @@ def test_a_state_directory_that_is_removed_comes_back(make_agent: Make) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
     state.rmdir()
     assert agent.garrison("freeze", "quiet").returncode == 0
-    until(lambda: (state / "local.json").exists(), "the state is there again")
+    until((state / "local.json").exists, "the state is there again")
     assert agent.garrison("thaw", "quiet").returncode == 0
     assert agent.worker("quiet")["pid"] == pid
 

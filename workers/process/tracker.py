@@ -17,8 +17,8 @@ from garrison.workers.process.facts import Process
 from garrison.workers.process.recheck import Rechecks
 from garrison.workers.process.scan import MAX_PROCESSES, ProcessTable, Seen
 from garrison.workers.process.settings import Config
-from garrison.workers.users import Users
 from garrison.workers.runtime.module import Sandbox
+from garrison.workers.users import Users
 
 Origin = Literal["connector", "poll", "resync", "start", "recheck"]
 
