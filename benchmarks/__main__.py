@@ -24,7 +24,7 @@ from benchmarks import events, idle, killswitch, restart, start
 from benchmarks.context import Context
 from benchmarks.report import Report, markdown
 from benchmarks.supervisord import PeerMissingError, install
-from garrison.supervisor.control.client import ControlError
+from garrison.supervisor.control.protocol import ControlError
 
 BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "killswitch": killswitch.run,
@@ -56,8 +56,9 @@ def main() -> int:
     except PeerMissingError as error:
         print(error, file=sys.stderr)
         return 69
-    # As with Ctrl-C: everything that was started is ended on the way out.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Whatever the shell has set: everything that was started is ended on the way out.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="garrison-bench-", dir=arguments.folder))
     context = Context(folder, quick=arguments.quick, samples=arguments.samples)
     try:

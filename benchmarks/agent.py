@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import msgspec
 
-from garrison.supervisor.control.client import ControlError
+from garrison.supervisor.control.protocol import ControlError
 from tests.e2e._agent import RunningAgent, until
 
 HERE = Path(__file__).parent

@@ -155,11 +155,12 @@ class Running:
     def scanned(self, scans: int = 1) -> None:
         """Wait until that many looks at everything have ended."""
         self.until(
-            lambda: sum("looked at" in line for _, line in self.box.log.lines) >= scans, f"the end of scan {scans}"
+            lambda: sum(line.startswith("looked at") for _, line in self.box.log.lines) >= scans,
+            f"the end of scan {scans}",
         )
 
     def scans(self) -> int:
-        return sum("looked at" in line for _, line in self.box.log.lines)
+        return sum(line.startswith("looked at") for _, line in self.box.log.lines)
 
     def settled(self, deadline: float = DEADLINE) -> None:
         """Wait until nothing is left to do."""

@@ -526,10 +526,13 @@ def test_limits_are_told_of(tree: Path, state: Path) -> None:
 def test_a_directory_renamed_while_it_is_scanned_ends_as_the_disk_is(
     tree: Path, state: Path, hurried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_file, "SLICE", 0.0)
+    monkeypatch.setattr(module_file, "SLICE", 1e-6)
     plant(tree, TREE, 50)
     with running(config(tree), state, scanned=False) as module:
+        module.until(lambda: module.stats()["hashed"] > 50, "the middle of the scan")
+        assert module.stats()["scanning"]
         for number in range(30):
+            module.stats()  # lets it go on a little
             os.rename(tree / f"d{number % 7}", tree / f"d{number % 7}x")
             os.rename(tree / f"d{number % 7}x" / f"e{number % 7}", tree / f"e{number}")
             os.rename(tree / f"d{number % 7}x", tree / f"d{number % 7}")
