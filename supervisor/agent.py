@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import msgspec
-
 from garrison.ipc.messages import LogLevel, Priority
 from garrison.supervisor import logs
 from garrison.supervisor.breaker import Policy
-from garrison.supervisor.cgroups.base import Cgroups, Limits
-from garrison.supervisor.cgroups.detect import open_cgroups
-from garrison.supervisor.cgroups.errors import CgroupError, UnsupportedError
+from garrison.supervisor.cgroups.base import Limits
+from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.control.endpoint import ControlSocketError
 from garrison.supervisor.control.operations import Operations
 from garrison.supervisor.control.server import ControlServer
-from garrison.supervisor.control.status import AgentStatus, KillswitchStatus, StatusReport, StoreStatus
+from garrison.supervisor.control.status import AgentStatus, StatusReport
 from garrison.supervisor.desired import Change, Desired
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.events.own import OwnEvents
@@ -35,11 +31,11 @@ from garrison.supervisor.exitcodes import ExitCode
 from garrison.supervisor.killswitch import KillSwitch, kill_groups
 from garrison.supervisor.lifecycle import ALIVE
 from garrison.supervisor.linux import become_subreaper
-from garrison.supervisor.lock import AlreadyRunningError, InstanceLock, LockError
 from garrison.supervisor.notify import Notifier
 from garrison.supervisor.nursery.keeper import NurseryKeeper
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.reconciler import Reconciler
+from garrison.supervisor.remembering import Remembering
 from garrison.supervisor.sampler import SAMPLE_SECONDS, Sampler
 from garrison.supervisor.settings import (
     ConfigurationError,
@@ -49,15 +45,15 @@ from garrison.supervisor.settings import (
     needs_restart,
 )
 from garrison.supervisor.sinks.file import FileSink
-from garrison.supervisor.state import CACHE_FILE, LOCAL_FILE, CachedState, LocalState, StateWriter, read
-from garrison.supervisor.status import summary, worker_status
+from garrison.supervisor.startup import StartError, acquire_lock, prepare_cgroups, raise_nofile
+from garrison.supervisor.status import killswitch_status, store_status, summary, worker_statuses
 from garrison.supervisor.stores.base import Snapshot
 from garrison.supervisor.stores.bridge import StoreBridge
 from garrison.supervisor.stores.directory import DirectoryStore
 from garrison.supervisor.stores.killfile import KillFileWatch
 from garrison.supervisor.userspace import UserspaceCaps
 from garrison.supervisor.version import VERSION
-from garrison.supervisor.worker.aggregate import WorkersNode, aggregate_limits
+from garrison.supervisor.worker.aggregate import WorkersNode
 from garrison.supervisor.worker.services import ProcessLimits, Services
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
@@ -70,23 +66,10 @@ DRAIN_SECONDS = 3.0
 """How long an orderly stop waits for the sink, and for the state files."""
 CLOSE_SECONDS = 15.0
 """How long, beyond its grace, a worker's end may take in an orderly stop: kill, reaping, removal of its node."""
-MIN_NOFILE = 64
-NOFILE = 1024
-"""Open files that the agent needs at least, and that are enough for the most workers there may be (five each)."""
-CACHE_DELAY_SECONDS = 1.0
-"""Changes within this time are cached with one write."""
 
 T = TypeVar("T")
 
 _log = logs.get("agent")
-
-
-class StartError(Exception):
-    """The agent cannot start; `code` is the exit code."""
-
-    def __init__(self, code: ExitCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Agent:
@@ -108,9 +91,7 @@ class Agent:
         self._suspended = False
         self._stopping = False
         self._retiring: dict[str, asyncio.Task[None]] = {}
-        self._epochs: dict[str, int] = {}
         self._release: asyncio.TimerHandle | None = None
-        self._cache_timer: asyncio.TimerHandle | None = None
 
     # Start and stop
 
@@ -124,9 +105,9 @@ class Agent:
         logs.start(log.level, folder=self.settings.agent.log_dir if log.files else None, max_bytes=log.max_bytes)
         logs.capture_stdlib()
         try:
-            _raise_nofile()
-            with self._acquire_lock():
-                self._open_cgroups()
+            raise_nofile()
+            with acquire_lock(self.settings):
+                self.cgroups = prepare_cgroups(self.settings)
                 become_subreaper()
                 return asyncio.run(self._main())
         except StartError as error:
@@ -134,36 +115,6 @@ class Agent:
             raise
         finally:
             logs.stop()
-
-    def _acquire_lock(self) -> InstanceLock:
-        path = os.path.join(self.settings.agent.run_dir, "garrisond.lock")
-        try:
-            return InstanceLock.acquire(path)
-        except AlreadyRunningError as error:
-            raise StartError(ExitCode.ALREADY_RUNNING, str(error)) from error
-        except LockError as error:
-            raise StartError(ExitCode.OS_REFUSED, str(error)) from error
-
-    def _open_cgroups(self) -> None:
-        agent = self.settings.agent
-        try:
-            self.cgroups: Cgroups = open_cgroups(agent.cgroup_mode, agent.cgroup_root or None)
-            if not self.cgroups.lock():
-                raise StartError(
-                    ExitCode.ALREADY_RUNNING,
-                    f"another agent uses the cgroup {agent.cgroup_root or 'of this one'}; stop it first, or give this "
-                    "one a node of its own (agent.cgroup_root)",
-                )
-            left = self.cgroups.prepare(aggregate_limits(self.settings.agent.budget))
-        except CgroupError as error:
-            hint = "" if isinstance(error, UnsupportedError) else "; `garrison doctor` says what this host can do"
-            raise StartError(ExitCode.OS_REFUSED, f"{error}{hint}") from error
-        if left.pids or left.nodes:
-            _log.warning(
-                "an earlier agent left %d processes and %d cgroups; they were killed and removed",
-                len(left.pids),
-                len(left.nodes),
-            )
 
     async def _main(self) -> ExitCode:
         self._loop = asyncio.get_running_loop()
@@ -183,30 +134,24 @@ class Agent:
 
     def _build(self) -> None:
         settings, agent = self.settings, self.settings.agent
-        local, local_error = read(agent.state_dir, LOCAL_FILE, LocalState)
-        cached, cache_error = read(agent.state_dir, CACHE_FILE, CachedState)
-        self.problems.set("local state", local_error)
-        self.problems.set("cache", cache_error)
-        for error in (local_error, cache_error):
+        remembered = self.remembering = Remembering(agent.state_dir, self.host, self._trouble("state"))
+        for what, error in remembered.errors.items():
+            self.problems.set(what, error)
             if error:
                 _log.error("%s", error)
-        self._local = local or LocalState()
-        self._cached = cached or CachedState()
-        self._epochs = dict(self._cached.epochs)
         self.notifier = Notifier()
         self.sampler = Sampler(self.cgroups)
-        self.writer = StateWriter(agent.state_dir, self.host, self._trouble("state"))
         self.pipeline = Pipeline(
             FileSink(settings.sink.file.path, settings.sink.file.max_bytes), self.host, self._trouble("sink")
         )
-        self._own = OwnEvents(self.host, self.pipeline.put, self.next_epoch("agent"))
+        self._own = OwnEvents(self.host, self.pipeline.put, remembered.next_epoch("agent"))
         self.node = WorkersNode(self.cgroups, agent.budget, lambda text: _log.critical("%s", text))
         self.nursery = NurseryKeeper(self.host, self.cgroups.kill_plan, PRELOAD, self.node.kill, self._warn)
         self.killswitch = KillSwitch(
             self.host,
             on_engage=self.node.engage,
             on_change=self._killswitch_news,
-            state=self._local.killswitch,
+            state=remembered.local.killswitch,
             release_spread=agent.release_spread_seconds,
             prefix=agent.prefix,
         )
@@ -215,19 +160,19 @@ class Agent:
             agent.prefix,
             host=self.host,
             groups=agent.groups,
-            kill_groups=kill_groups(self._local.killswitch, agent.prefix),
-            seed=self._seed(),
+            kill_groups=kill_groups(remembered.local.killswitch, agent.prefix),
+            seed=remembered.seed(),
         )
         self.killfile = KillFileWatch(agent.killswitch_file, self.killswitch.update_file, host=self.host)
         self.reconciler = Reconciler(
             settings,
             self.store,
-            self._local.overrides,
+            remembered.local.overrides,
             lambda: kill_groups(self.killswitch.state, agent.prefix),
             self._take_desired,
             lambda error: self.problems.set("store groups", error),
         )
-        self.reconciler.restore(self._cached.snapshot, self._cached.memory)
+        self.reconciler.restore(remembered.cached.snapshot, remembered.cached.memory)
         self.place = self.node.place(lambda: self.killswitch.engaged)
         self._services = Services(
             host=self.host,
@@ -239,25 +184,12 @@ class Agent:
             forward=self._forward,
             emit_state=self.emit_state,
             log=_worker_log,
-            next_epoch=self.next_epoch,
+            next_epoch=remembered.next_epoch,
             changed=self._changed,
             process_limits=self._process_limits,
         )
         self.control = ControlServer(os.path.join(agent.run_dir, "control.sock"), Operations(self))
         self._userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
-
-    def _seed(self) -> Snapshot | None:
-        """Return the cached snapshot, at least as new as the killswitch that was saved beside it.
-
-        The two are written one after the other; revisions that ran backwards between them would make the first look
-        at the store seem older than what is remembered.
-        """
-        snapshot = self._cached.snapshot
-        if snapshot is None:
-            return None
-        causes = self._local.killswitch.store.values()
-        known = [cause.revision for cause in causes if cause.history == snapshot.history]
-        return msgspec.structs.replace(snapshot, revision=max([snapshot.revision, *known]))
 
     async def _start(self) -> None:
         _log.info(
@@ -279,7 +211,7 @@ class Agent:
         ):
             self._loop.add_signal_handler(signo, call)
         try:
-            self.writer.start()
+            self.remembering.writer.start()
             self.pipeline.start()
             # The file that forbids everything is looked at before anything could be started.
             self.killfile.start()
@@ -327,7 +259,7 @@ class Agent:
                 ExitCode.UNAVAILABLE,
                 f"the store {status.endpoint} cannot be read and nothing is cached: {status.error or 'no answer'}",
             )
-        age = max(0.0, time.time() - self._cached.saved_at)
+        age = max(0.0, time.time() - self.remembering.cached.saved_at)
         _log.warning(
             "the store %s cannot be read (%s): running on what was cached %.0f s ago",
             status.endpoint,
@@ -355,7 +287,7 @@ class Agent:
             _log.error("%d events could not be delivered before the end: %s", lost, self.pipeline.error)
         self._save_cache()
         self._save_local()
-        await _in_thread(self.writer.close, DRAIN_SECONDS)
+        await _in_thread(self.remembering.writer.close, DRAIN_SECONDS)
         try:
             self.cgroups.cleanup()
         except CgroupError as error:
@@ -422,7 +354,7 @@ class Agent:
             if worker is None and name in self._retiring:
                 continue  # its predecessor still has the node; when it is gone this comes round again
             if worker is None:
-                taken = self._cached.taken.get(name)
+                taken = self.remembering.cached.taken.get(name)
                 self.workers[name] = WorkerSupervisor(name, definition, wanted, self._services, taken)
             else:
                 worker.want(wanted, definition)
@@ -552,9 +484,6 @@ class Agent:
 
     def status(self) -> StatusReport:
         """Return the whole status document."""
-        store = self.store.status()
-        killswitch = self.killswitch.describe()
-        now = self._loop.time()
         return StatusReport(
             host=self.host,
             agent=AgentStatus(
@@ -562,31 +491,12 @@ class Agent:
                 version=VERSION,
                 uptime_seconds=int(time.monotonic() - self._started),
                 cgroup_mode=self.cgroups.mode,
-                killswitch=KillswitchStatus(
-                    engaged=bool(killswitch["engaged"]),
-                    scopes=list(killswitch["scopes"]),  # type: ignore[call-overload]
-                    reason=str(killswitch["reason"]),
-                ),
-                store=StoreStatus(
-                    backend=store.backend,
-                    connected=store.connected,
-                    endpoint=store.endpoint,
-                    revision=store.revision,
-                    lease_id=store.lease_id,
-                    stale_seconds=int(store.stale_seconds),
-                ),
+                killswitch=killswitch_status(self.killswitch),
+                store=store_status(self.store.status()),
                 problems=self.problems.texts(),
             ),
-            workers=[
-                worker_status(self.workers[name], self.cgroups, self.sampler, now) for name in sorted(self.workers)
-            ],
+            workers=worker_statuses(self.workers, self.cgroups, self.sampler, self._loop.time()),
         )
-
-    def next_epoch(self, worker: str) -> int:
-        """Return the number of a worker's next process: above every earlier one, also after lost state."""
-        epoch = max(self._epochs.get(worker, 0) + 1, int(time.time()))
-        self._epochs[worker] = epoch
-        return epoch
 
     def emit_state(self, action: str, fields: dict[str, Any]) -> None:
         """Emit an event of the agent itself."""
@@ -608,32 +518,18 @@ class Agent:
         self._cache_soon()
 
     def _cache_soon(self) -> None:
-        if self._cache_timer is None:
-            self._cache_timer = self._loop.call_later(CACHE_DELAY_SECONDS, self._save_cache)
+        self.remembering.cache_soon(self._save_cache)
 
     def _save_cache(self) -> None:
-        if self._cache_timer is not None:
-            self._cache_timer.cancel()
-            self._cache_timer = None
-        # Of a worker that has not been made yet (a stop in the middle of a start) the old one is still good.
-        taken = {name: self._cached.taken.get(name) for name in self.settings.workers}
-        taken |= {name: worker.configuration.taken for name, worker in self.workers.items()}
-        self.writer.save(
-            CACHE_FILE,
-            CachedState(
-                snapshot=self.reconciler.snapshot,
-                memory=self.reconciler.memory,
-                taken={name: offer for name, offer in taken.items() if offer is not None},
-                epochs=dict(self._epochs),
-                saved_at=time.time(),
-            ),
+        self.remembering.save_cache(
+            self.reconciler.snapshot,
+            self.reconciler.memory,
+            self.settings.workers,
+            {name: worker.configuration.taken for name, worker in self.workers.items()},
         )
 
     def _save_local(self) -> None:
-        self.writer.save(
-            LOCAL_FILE,
-            LocalState(killswitch=self.killswitch.state, overrides=dict(self.reconciler.overrides)),
-        )
+        self.remembering.save_local(self.killswitch.state, self.reconciler.overrides)
 
     def _trouble(self, what: str) -> Callable[[str], None]:
         def note(error: str) -> None:
@@ -681,24 +577,6 @@ class Agent:
         self.sampler.keep(living)
         if self._userspace is not None:
             self._userspace.enforce(self.workers, now)
-
-
-def _raise_nofile() -> None:
-    """Have room for the descriptors of every worker.
-
-    Raises:
-        StartError: The hard limit does not even allow for the agent alone.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = NOFILE if hard == resource.RLIM_INFINITY else min(NOFILE, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    if wanted < MIN_NOFILE:
-        raise StartError(
-            ExitCode.OS_REFUSED,
-            f"the limit of open files is {hard}, and the agent needs at least {MIN_NOFILE}: raise it "
-            "(LimitNOFILE= in the unit, ulimit -n in a shell)",
-        )
 
 
 def _worker_log(level: LogLevel, source: str, text: str) -> None:

@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         from garrison.supervisor.cleanup import cleanup
 
         return cleanup(settings)
-    from garrison.supervisor.agent import Agent, StartError
+    from garrison.supervisor.agent import Agent
+    from garrison.supervisor.startup import StartError
 
     try:
         return Agent(settings, arguments.config).run()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from garrison.supervisor import breaker as circuit
 from garrison.supervisor.cgroups.base import Cgroups
 from garrison.supervisor.control.status import (
     BreakerStatus,
     ConfigStatus,
     EventsStatus,
+    KillswitchStatus,
     LimitsStatus,
+    StoreStatus,
     WorkerStatus,
 )
+from garrison.supervisor.killswitch import KillSwitch
 from garrison.supervisor.lifecycle import ALIVE, State
 from garrison.supervisor.sampler import Sampler
+from garrison.supervisor.stores import base as stores
 from garrison.supervisor.worker.node import limits_of
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
@@ -70,6 +76,30 @@ def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, 
         restarts=worker.restarts,
         desired_by=worker.desired.decided_by,
         last_error=worker.last_error,
+    )
+
+
+def worker_statuses(
+    workers: dict[str, WorkerSupervisor], cgroups: Cgroups, sampler: Sampler, now: float
+) -> list[WorkerStatus]:
+    """Return every worker's part of the status, by name."""
+    return [worker_status(workers[name], cgroups, sampler, now) for name in sorted(workers)]
+
+
+def killswitch_status(killswitch: KillSwitch) -> KillswitchStatus:
+    """Return the killswitch's part of the status."""
+    return msgspec.convert(killswitch.describe(), KillswitchStatus)
+
+
+def store_status(store: stores.StoreStatus) -> StoreStatus:
+    """Return the store's part of the status."""
+    return StoreStatus(
+        backend=store.backend,
+        connected=store.connected,
+        endpoint=store.endpoint,
+        revision=store.revision,
+        lease_id=store.lease_id,
+        stale_seconds=int(store.stale_seconds),
     )
 
 

@@ -148,7 +148,7 @@ class Operations:
     async def _saved(self) -> str:
         """Wait for the decision to be on disk; returns "" or what is wrong with that."""
         try:
-            return await asyncio.to_thread(self._agent.writer.settle, LOCAL_FILE, SAVE_SECONDS)
+            return await asyncio.to_thread(self._agent.remembering.writer.settle, LOCAL_FILE, SAVE_SECONDS)
         except RuntimeError as error:
             return f"whether the decision is on disk is not known: {error}"
 

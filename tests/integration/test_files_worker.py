@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -564,12 +565,14 @@ def test_ten_thousand_changes_in_a_second_end_as_the_disk_is(tree: Path, state: 
                     (folder / f"n{number}" / "m" / "x").write_bytes(b"x")
 
         threads = [threading.Thread(target=storm, args=(index * CHANGES // 4,)) for index in range(4)]
+        began = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        print(f"{CHANGES} files written in {time.monotonic() - began:.2f} s")
         module.settled(LONG)
-        print(module.stats())
+        print(f"at rest after {time.monotonic() - began:.2f} s: {module.stats()}")
     assert difference(state, tree) == []
 
 
