@@ -95,6 +95,7 @@ async def launch(
         pipes.close()
     try:
         with place.lock:
+            process.limit(config.events_per_second)
             place.cgroups.place(request.worker, process.pid)
             if place.engaged() or place.generation() != generation:
                 raise KilledError

@@ -29,6 +29,8 @@ DRAIN_READS = 16
 """Reads of what a dead worker left: its pipe holds at most 1 MiB."""
 FRAMES_PER_SECOND = 2000.0
 BYTES_PER_SECOND = 4.0 * 1024 * 1024
+EVENT_BYTES = 2048
+"""What an event may take of the pipe on average, bytes, for a worker whose budget allows more than the above."""
 BURST_SECONDS = 2.0
 """What is read from one worker on average and in a burst. A worker writes frames with less CPU time than it takes to
 check them: without a bound one at its quota could keep the master busy. Far above what a well-behaved one sends; one
@@ -138,6 +140,11 @@ class WorkerProcess:
     def report(self) -> Exited | None:
         """The nursery's report of the death; None while it lives and where the nursery died."""
         return self.child.exit.result() if self.child.exit.done() else None
+
+    def limit(self, events_per_second: float) -> None:
+        """Read as fast as the worker's budget of events needs, and never slower than any worker may."""
+        rate = max(BYTES_PER_SECOND, events_per_second * EVENT_BYTES)
+        self._bytes.limit(rate, rate * BURST_SECONDS)
 
     def open_gate(self) -> None:
         """Let the process run its first instruction of worker code."""

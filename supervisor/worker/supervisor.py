@@ -108,6 +108,8 @@ class WorkerSupervisor:
             self._reset_wanted = True
         self.desired = desired
         self._intake.limit(desired.budget.events_per_second)
+        if self.process is not None:
+            self.process.limit(desired.budget.events_per_second)
         pace, self._pace = self._pace, self._pace_of(desired)
         offer = Offer(
             revision=desired.revision,

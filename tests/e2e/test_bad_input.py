@@ -153,6 +153,24 @@ def test_a_torn_state_file_is_reported_and_the_agent_starts(make_agent: Make) ->
     assert any("cache.json" in problem for problem in agent.client.call("status")["agent"]["problems"])
 
 
+def test_a_torn_record_of_local_decisions_counts_as_an_engaged_killswitch(make_agent: Make) -> None:
+    agent = make_agent(QUIET)
+    agent.start()
+    agent.wait_worker("quiet", state="running")
+    assert agent.garrison("kill").returncode == 0
+    assert agent.stop() == 0
+    local = agent.folder / "state" / "local.json"
+    local.write_bytes(local.read_bytes()[:-20])
+    agent.start()
+    assert agent.worker("quiet")["state"] == "killed"
+    assert "local.json" in agent.client.call("status")["agent"]["killswitch"]["reason"]
+    assert agent.garrison("release").returncode == 0
+    agent.wait_worker("quiet", state="running")
+    assert agent.stop() == 0
+    agent.start()  # the record is whole again
+    assert agent.wait_worker("quiet", state="running")
+
+
 def test_an_unknown_worker_is_answered_with_the_ones_there_are(make_agent: Make) -> None:
     agent = make_agent(QUIET)
     agent.start()

@@ -193,9 +193,7 @@ class Baseline:
 
     def commit_due(self, now: float) -> None:
         """Commit where it is time; `now` is monotonic seconds."""
-        if self._undone and (
-            len(self._undone) >= COMMIT_OPERATIONS or now - self._committed_at >= COMMIT_SECONDS
-        ):
+        if self._undone and (len(self._undone) >= COMMIT_OPERATIONS or now - self._committed_at >= COMMIT_SECONDS):
             self._committed_at = now
             self.commit()
 

@@ -19,9 +19,7 @@ def rules_table() -> str:
     for rule in RULES:
         technique = rule.subtechnique or rule.technique
         where = ", ".join(f"`{path}`" for path in places.get(rule.id, ())) or "`alert_paths`"
-        rows.append(
-            f"| `{rule.id}` | {rule.description} | {rule.severity} | {technique[0]} {technique[1]} | {where} |"
-        )
+        rows.append(f"| `{rule.id}` | {rule.description} | {rule.severity} | {technique[0]} {technique[1]} | {where} |")
     return "\n".join(rows) + "\n"
 
 

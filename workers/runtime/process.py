@@ -46,6 +46,14 @@ _BEAT_ERROR_CHARACTERS: Final = 8192  # of all modules together, so that a beat 
 _IGNORED = (signal.SIGPIPE, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def poll_milliseconds(seconds: float) -> int:
+    """Return a sleep in poll(2)'s unit: nothing for what is due or overdue by any amount, at most an hour.
+
+    Up to the next millisecond, because waking a fraction early would mean sleeping again.
+    """
+    return math.ceil(min(max(seconds, 0.0), 3600.0) * 1000)
+
+
 def run(assignment: Assignment) -> int:
     """Be a worker until told to stop; return the exit status: 0, 70 or 78.
 
@@ -174,8 +182,7 @@ class _Worker:
         """Sleep so long, or until something comes; take in what came."""
         config_fd, events_fd = self._assignment.config_fd, self._assignment.events_fd
         self._poll.modify(events_fd, select.POLLOUT if self._uplink.blocked else 0)
-        # Up to the next millisecond, because waking a fraction early would mean sleeping again.
-        for fd, event in self._poll.poll(max(0, math.ceil(seconds * 1000))):
+        for fd, event in self._poll.poll(poll_milliseconds(seconds)):
             if fd == config_fd:
                 try:
                     self._receive()
