@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import select
 import stat
 import threading
 import time
@@ -171,10 +172,16 @@ class Running:
             quiet = 0 if self.call(self._busy) else quiet + 1
             time.sleep(0.05)
 
+    def _told(self) -> bool:
+        """Tell whether the kernel has news that the module has not read."""
+        watches = self.module._watches
+        fd = watches.fileno() if watches is not None else None
+        return fd is not None and bool(select.select([fd], [], [], 0)[0])
+
     def _busy(self) -> bool:
         engine, intake = self.module._engine, self.module._engine.intake
         return (
-            engine.drain()
+            self._told()
             or engine.busy(float("inf"))
             or self.module._scan_due is not None
             or intake.overflowed

@@ -16,6 +16,8 @@ from tests.integration._tmpfs_support import MountRefusedError, tmpfs
 
 SIZE = 1024 * 1024 + 1234
 PAGES = (SIZE + 4095) // 4096
+TRIES = 5
+"""The host reclaims pages of its own accord, rarely; what we would drop is dropped each time."""
 
 
 @pytest.fixture
@@ -60,20 +62,27 @@ def test_a_file_that_was_not_cached_is_not_cached_after(cold: int, dontcache: bo
 
 @pytest.mark.parametrize("dontcache", [True, False], ids=["newest-way", "mincore"])
 def test_a_file_that_was_cached_stays_cached(cold: int, dontcache: bool) -> None:
-    os.pread(cold, SIZE, 0)
-    assert cached(cold) == PAGES
-    digest(cold, Hasher(dontcache=dontcache))
-    assert cached(cold) == PAGES
+    def stays() -> bool:
+        os.pread(cold, SIZE, 0)
+        assert cached(cold) == PAGES
+        digest(cold, Hasher(dontcache=dontcache))
+        return cached(cold) == PAGES
+
+    assert any(stays() for _ in range(TRIES))
 
 
 @pytest.mark.parametrize("dontcache", [True, False], ids=["newest-way", "mincore"])
 def test_of_a_file_that_was_partly_cached_that_part_stays(cold: int, dontcache: bool) -> None:
     os.posix_fadvise(cold, 0, 0, os.POSIX_FADV_RANDOM)
-    os.pread(cold, 64 * 1024, 256 * 1024)
-    before = resident(cold, 0, SIZE)
-    assert cached(cold) == 16
-    digest(cold, Hasher(dontcache=dontcache))
-    assert resident(cold, 0, SIZE) == before
+
+    def stays() -> bool:
+        os.posix_fadvise(cold, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.pread(cold, 64 * 1024, 256 * 1024)
+        before = resident(cold, 0, SIZE)
+        digest(cold, Hasher(dontcache=dontcache))
+        return cached(cold) == 16 and resident(cold, 0, SIZE) == before
+
+    assert any(stays() for _ in range(TRIES))
 
 
 def test_a_whole_baseline_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
@@ -88,13 +97,14 @@ def test_a_whole_baseline_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
             descriptors.append(fd)
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        warm = descriptors[::2]
-        for fd in warm:
+        for fd in descriptors[::2]:
             os.pread(fd, SIZE, 0)
-        before = [cached(fd) for fd in descriptors]
+        assert [cached(fd) > 0 for fd in descriptors] == [True, False] * 20
         with running(config(tree), tmp_path / "state") as module:
             assert module.stats()["hashed"] == 40
-        assert [cached(fd) for fd in descriptors] == before
+        after = [cached(fd) for fd in descriptors]
+        assert after[1::2] == [0] * 20
+        assert sum(after[::2]) > 0.95 * 20 * PAGES  # the host reclaims a page now and then
     finally:
         for fd in descriptors:
             os.close(fd)

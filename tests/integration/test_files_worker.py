@@ -207,6 +207,19 @@ def test_a_file_moved_in_is_created_and_one_moved_out_is_deleted(tree: Path, sta
     assert difference(state, tree) == []
 
 
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_moves_away_is_gone_although_nothing_else_happens(
+    tree: Path, state: Path, tmp_path: Path, what: str
+) -> None:
+    (tree / "folder").mkdir()
+    (tree / "file").write_bytes(b"a")
+    (tmp_path / "other").mkdir()
+    with running(config(tree, settle_seconds=0.02), state) as module:
+        os.rename(tree / what, tmp_path / "other" / what)
+        module.change("deleted", tree / what)
+    assert difference(state, tree) == []
+
+
 def test_a_renamed_directory_is_one_event_and_its_files_stay_watched(tree: Path, state: Path) -> None:
     plant(tree, 40, 4)
     with running(config(tree), state) as module:

@@ -110,15 +110,16 @@ class Engine:
         """Tell whether there is work that could be done at a monotonic time."""
         if any(self._works) or any(self._visits) or self.scanning or self._polling or self.intake.moves:
             return True
-        due = self.intake.pending.next_due()
+        due = self.intake.next_due()
         return bool(self.intake.appeared) or (due is not None and due <= now)
 
     def next_due(self) -> float | None:
         """Return when there will be work, monotonic, if nothing comes meanwhile."""
-        return self.intake.pending.next_due()
+        return self.intake.next_due()
 
     def step(self, now: float) -> bool:
         """Do a little work. False: there is none."""
+        self.intake.expire(now)
         for path in self.intake.take_appeared():
             self._push(path, "new")
         worked = False

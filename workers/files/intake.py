@@ -74,8 +74,16 @@ class Intake:
             self.counts["kernel_events"] += len(found)
             for event in found:
                 self._take(event.wd, event.mask, event.cookie, event.name)
-        self._expire(self._clock.monotonic())
         return any_read
+
+    def next_due(self) -> float | None:
+        """Return the monotonic time at which something waits to be done, or None."""
+        due = self.pending.next_due()
+        for _, _, since in self._cookies.values():
+            # The first one is the oldest.
+            half = since + COOKIE_SECONDS
+            return half if due is None else min(half, due)
+        return due
 
     def touch(self, path: str) -> Change | None:
         """Have a path judged; where there is no room for it, everything will be."""
@@ -165,9 +173,10 @@ class Intake:
         if directory:
             self._watches.forget(path)
 
-    def _expire(self, now: float) -> None:
+    def expire(self, now: float) -> None:
+        """Take renames whose second half has not come for deletions; `now` is monotonic."""
         for cookie, half in list(self._cookies.items()):
-            if now - half[2] < COOKIE_SECONDS:
+            if now < half[2] + COOKIE_SECONDS:
                 return
             del self._cookies[cookie]
             self._left(half)
