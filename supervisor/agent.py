@@ -347,6 +347,7 @@ class Agent:
             )
         self.problems.replace("desired", [f"{problem.key}: {problem.reason}" for problem in desired.problems])
         self._apply_master(desired)
+        self._refuse_kafka(desired)
         for name, wanted in desired.workers.items():
             definition = self.settings.workers[name]
             worker = self.workers.get(name)
@@ -375,6 +376,14 @@ class Agent:
                 self.problems.set("aggregate", str(error))
             else:
                 self.problems.set("aggregate", "")
+
+    def _refuse_kafka(self, desired: Desired) -> None:
+        """Say that keys which choose Kafka are not acted on; the file sink goes on."""
+        asked = list(desired.kafka_by)
+        if desired.master.sink is not None and desired.master.sink.backend != self.settings.sink.backend:
+            asked.append(desired.master.decided_by)
+        texts = [f"{key}: this version has no Kafka sink; events go on to the file sink" for key in asked]
+        self.problems.replace("sink keys", texts)
 
     def _retire(self, name: str) -> None:
         worker = self.workers.pop(name)

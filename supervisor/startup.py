@@ -12,6 +12,7 @@ from garrison.supervisor.cgroups.errors import CgroupError, UnsupportedError
 from garrison.supervisor.exitcodes import ExitCode
 from garrison.supervisor.lock import AlreadyRunningError, InstanceLock, LockError
 from garrison.supervisor.settings import Settings
+from garrison.supervisor.settings.places import FolderError
 from garrison.supervisor.worker.aggregate import aggregate_limits
 
 MIN_NOFILE = 64
@@ -57,7 +58,7 @@ def acquire_lock(settings: Settings) -> InstanceLock:
         return InstanceLock.acquire(os.path.join(settings.agent.run_dir, "garrisond.lock"))
     except AlreadyRunningError as error:
         raise StartError(ExitCode.ALREADY_RUNNING, str(error)) from error
-    except LockError as error:
+    except (LockError, FolderError) as error:
         raise StartError(ExitCode.OS_REFUSED, str(error)) from error
 
 

@@ -81,6 +81,11 @@ class Slots:
                 decision = self._try(slot, key, check, limit, document)
             if decision is None and position == 0 and before is not None:
                 decision = self._recall(slot, before, check)
+                if decision is not None and before.key in present[1:]:
+                    # What stands between the two was refused when the old value was chosen, and still is.
+                    for skipped in present[1 : present.index(before.key)]:
+                        self._try(slot, skipped, check, limit, document)
+                    self.accepted[slot] = before
             if decision is not None:
                 return decision
         return None

@@ -71,12 +71,16 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0.5,
             le=400,
-            description="CPU use that counts as a breach when it lasts; at most `cpu_quota_percent`.",
+            description="CPU use that counts as a breach when it lasts; at most `cpu_quota_percent`. This version "
+            "does not act on it yet: the quota holds the worker.",
             extra={"unit": PERCENT},
         ),
     ] = 5.0
     cpu_trip_samples: Annotated[
-        int, Meta(ge=1, le=1000, description="How many samples in a row must be above `cpu_trip_percent`.")
+        int,
+        Meta(
+            ge=1, le=1000, description="How many samples in a row must be above `cpu_trip_percent`; not acted on yet."
+        ),
     ] = 12
     sample_seconds: Annotated[
         float,
@@ -127,7 +131,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0.1,
             le=60,
-            description="Time between two signs of life. A worker that misses three while it could run is hung.",
+            description="Time between two signs of life. This version shows them and does not yet act on missing ones.",
             extra={"unit": SECONDS},
         ),
     ] = 5.0

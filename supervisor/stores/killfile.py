@@ -20,7 +20,8 @@ from garrison.supervisor.stores.watching import ExhaustedError, Waker, Watches
 DEFAULT_PATH = "/etc/garrison/killswitch"
 SETTLE_SECONDS = 0.05
 POLL_SECONDS = 1.0
-REREAD_SECONDS = 600.0
+REREAD_SECONDS = 10.0
+"""A look beside the notifications, because a missed one would matter: one stat(2) in this time."""
 
 
 def read_killfile(path: str) -> tuple[FileReading, bool]:

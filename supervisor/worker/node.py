@@ -39,7 +39,7 @@ class WorkerNode:
         name: The worker's name.
         place: Cgroups, their lock and the killswitch.
         on_oom: Called when the kernel has killed in the node for want of memory.
-        on_problem: Called with what was refused and why.
+        on_problem: Called with what was refused and why, and with "" when a refused budget is no longer wanted.
 
     Attributes:
         limits: The caps in force; None before the first start.
@@ -61,7 +61,8 @@ class WorkerNode:
 
     def started(self, limits: Limits) -> None:
         """Note that a process runs in a fresh node with these caps; watch it for OOM kills."""
-        self.limits, self._refused = limits, None
+        self.limits = limits
+        self._forget_refusal()
         self.frozen, self.left = False, False
         # v1 kills one process of the node and leaves the rest half alive; and everybody likes to hear of it at once.
         try:
@@ -73,15 +74,22 @@ class WorkerNode:
 
     def limit(self, wanted: Limits) -> None:
         """Bring the node to these caps; ones that were refused are not tried again."""
-        if wanted in (self.limits, self._refused):
+        if wanted == self._refused:
             return
-        try:
-            self._place.cgroups.limit(self._name, wanted)
-        except CgroupError as error:
-            self._refused = wanted
-            self._on_problem(f"the new budget is refused, the old one stays: {error}")
-        else:
-            self.limits, self._refused = wanted, None
+        if wanted != self.limits:
+            try:
+                self._place.cgroups.limit(self._name, wanted)
+            except CgroupError as error:
+                self._refused = wanted
+                self._on_problem(f"the new budget is refused, the old one stays: {error}")
+                return
+            self.limits = wanted
+        self._forget_refusal()
+
+    def _forget_refusal(self) -> None:
+        if self._refused is not None:
+            self._refused = None
+            self._on_problem("")
 
     def freeze(self, frozen: bool) -> float:
         """Stop or continue everything in the node. Returns 0, or the seconds until another try is due."""

@@ -484,8 +484,9 @@ class WorkerSupervisor:
         self._services.changed()
 
     def _problem(self, text: str) -> None:
-        self.last_error = text
-        self._log("err", text)
+        self.last_error = text or None
+        if text:
+            self._log("err", text)
 
     def _log(self, level: Any, text: str) -> None:
         self._services.log(level, self.name, text)

@@ -258,6 +258,32 @@ def test_settings_and_budget_of_a_running_worker_change_by_key_and_bad_ones_are_
     assert agent.worker("quiet")["pid"] == pid
 
 
+def test_a_budget_that_does_not_fit_is_refused_and_forgotten_when_it_is_taken_back(make_agent: Make) -> None:
+    agent = make_agent(QUIET + "[workers.quiet.settings]\nballast_mib = 20\n")
+    agent.start()
+    pid = agent.wait_worker("quiet", state="running")["pid"]
+    key = "agent/config/web1/plugin/quiet/budget"
+    # Allowed by its range, and less than the process has in use.
+    agent.put(key, json.dumps({"memory_max": 4 * 2**20, "memory_high": 4 * 2**20}))
+    refused = until(lambda: (w := agent.worker("quiet"))["last_error"] and w, "the refusal is shown")
+    if refused["pid"] != pid:
+        pytest.skip("this kernel shrinks the worker below the new cap instead of refusing it")
+    assert "the old one stays" in refused["last_error"]
+    assert refused["limits"]["memory_max"] == 96 * 2**20
+    agent.delete(key)
+    until(lambda: agent.worker("quiet")["last_error"] is None, "the refusal is forgotten")
+    assert agent.worker("quiet")["pid"] == pid
+
+
+def test_keys_that_choose_kafka_are_not_silently_accepted(make_agent: Make) -> None:
+    agent = make_agent(QUIET)
+    agent.start()
+    agent.put("kafka/host", "127.0.0.1:9092")
+    agent.put("kafka/topic", "events")
+    problems = until(lambda: agent.client.call("status")["agent"]["problems"], "it is shown")
+    assert any("no Kafka sink" in problem for problem in problems)
+
+
 def test_a_refused_configuration_does_not_come_back_with_a_restart(make_agent: Make) -> None:
     agent = make_agent(QUIET)
     key = "agent/config/@all/plugin/quiet/settings"

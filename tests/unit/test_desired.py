@@ -470,6 +470,17 @@ def test_the_result_does_not_depend_on_the_order_of_the_keys(steps: list[Snapsho
     assert run(steps) == run(shuffled)
 
 
+def test_every_refused_value_above_the_accepted_one_stays_listed() -> None:
+    values: dict[str, bytes | str] = {
+        f"/hids/agent/config/{scope}/plugin/process/settings": value
+        for scope, value in (("h1", "bad"), ("@group/web", "worse"), ("@group/db", "{}"))
+    }
+    first, memory = resolve(snap(values), context())
+    again, _ = resolve(snap(values), context(), memory)
+    assert [problem.key.split("/")[4] for problem in again.problems] == ["@group", "h1"]
+    assert again == first
+
+
 @settings(max_examples=200)
 @given(st.lists(snapshots, min_size=1, max_size=3))
 def test_to_resolve_the_same_again_changes_nothing(steps: list[Snapshot]) -> None:
