@@ -109,20 +109,6 @@ def state_of(pid: int) -> str:
         return "X"
 
 
-def children_of(pid: int) -> dict[int, str]:
-    """Return the state of every child, zombies included."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[1]) == pid:
-                found[int(entry)] = fields[0]
-    return found
-
-
 async def eventually(condition: Callable[[], object], what: str) -> None:
     """Wait, with the loop turning, for something that nobody tells of."""
     deadline = time.monotonic() + DEADLINE

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from garrison.supervisor.nursery.client import NurseryDiedError, NurseryError
-from tests.integration._nursery_support import House, children_of, eventually, house, spawned, state_of
+from tests.e2e._invariants import children
+from tests.integration._nursery_support import House, eventually, house, spawned, state_of
 
 FDS = """
 import json, os
@@ -124,7 +125,7 @@ def test_orphans_of_a_worker_come_to_the_nursery_and_are_reaped_without_a_report
             report = await child.ended()
             assert report is not None
             assert report.status == 0
-            await eventually(lambda: children_of(nursery.pid) == {}, "no zombie is left")
+            await eventually(lambda: children(nursery.pid) == {}, "no zombie is left")
             assert nursery.alive
 
     in_house(test)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
+from garrison.workers import reference
 from garrison.workers.files.presets import PERSISTENCE, WEB_ROOTS
 from garrison.workers.files.rules import RULES
 from garrison.workers.files.settings import Config
@@ -25,34 +22,4 @@ def rules_table() -> str:
 
 def settings_table() -> str:
     """Return the settings as a Markdown table: name, default, range, meaning."""
-    rows = ["| setting | default | range | meaning |", "|---|---|---|---|"]
-    for field in msgspec.inspect.type_info(Config).fields:  # type: ignore[attr-defined]
-        kind = field.type
-        note = ""
-        if isinstance(kind, msgspec.inspect.Metadata):
-            note = (kind.extra_json_schema or {}).get("description", "")
-            kind = kind.type
-        rows.append(f"| `{field.encode_name}` | {_shown(field.default)} | {_range(kind)} | {note} |")
-    return "\n".join(rows) + "\n"
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ", ".join(f"`{item}`" for item in default) or "none"
-    return f"`{msgspec.json.encode(default).decode()}`"
-
-
-def _range(kind: Any) -> str:
-    inspect = msgspec.inspect
-    if isinstance(kind, inspect.BoolType):
-        return "true or false"
-    if isinstance(kind, inspect.FloatType):
-        return f"{kind.ge:.8g} to {kind.le:.8g}"
-    if isinstance(kind, inspect.IntType):
-        return f"{kind.ge} to {kind.le}"
-    if isinstance(kind, inspect.VarTupleType):
-        if isinstance(kind.item_type, inspect.LiteralType):
-            return ", ".join(f"`{value}`" for value in sorted(map(str, kind.item_type.values)))
-        item = "absolute paths" if getattr(kind.item_type, "pattern", None) else "globs"
-        return f"up to {kind.max_length} {item}"
-    return ""
+    return reference.settings_table(Config, "globs")
