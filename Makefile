@@ -16,7 +16,7 @@ demo: $(READY) ## Run the real agent on this host for half a minute and show wha
 	@$(BIN)/python -m tests.demo
 
 .PHONY: test
-test: $(READY) ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
+test: $(READY) $(VENV)/.etcd-debian ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
 	@$(BIN)/pytest $(ARGS)
 
 .PHONY: bench
@@ -83,4 +83,9 @@ $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 69; }
 	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# A second release of etcd for the tests that compare; unpacked, not installed, so that no server and no user comes along.
+$(VENV)/.etcd-debian: $(READY)
+	@$(BIN)/python -m tests.etcd.binaries
 	@touch $@

@@ -33,6 +33,7 @@ from garrison.supervisor.lifecycle import ALIVE
 from garrison.supervisor.linux import become_subreaper
 from garrison.supervisor.notify import Notifier
 from garrison.supervisor.nursery.keeper import NurseryKeeper
+from garrison.supervisor.presence.choose import make_presence
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.reconciler import Reconciler
 from garrison.supervisor.remembering import Remembering
@@ -49,7 +50,7 @@ from garrison.supervisor.startup import StartError, acquire_lock, prepare_cgroup
 from garrison.supervisor.status import killswitch_status, store_status, summary, worker_statuses
 from garrison.supervisor.stores.base import Snapshot
 from garrison.supervisor.stores.bridge import StoreBridge
-from garrison.supervisor.stores.directory import DirectoryStore
+from garrison.supervisor.stores.choose import make_store
 from garrison.supervisor.stores.killfile import KillFileWatch
 from garrison.supervisor.userspace import UserspaceCaps
 from garrison.supervisor.version import VERSION
@@ -62,6 +63,8 @@ PRELOAD = ("garrison.workers.runtime.process", "garrison.workers.process", "garr
 FIRST_SNAPSHOT_SECONDS = 5.0
 """How long a start waits for the store before it goes on with what is cached."""
 READY_SECONDS = 10.0
+LEAVE_SECONDS = 1.0
+"""How long an orderly stop tries to take the host out of etcd; after that its lease does."""
 DRAIN_SECONDS = 3.0
 """How long an orderly stop waits for the sink, and for the state files."""
 CLOSE_SECONDS = 15.0
@@ -155,14 +158,13 @@ class Agent:
             release_spread=agent.release_spread_seconds,
             prefix=agent.prefix,
         )
-        self.store = DirectoryStore(
-            settings.store.directory.path,
-            agent.prefix,
-            host=self.host,
-            groups=agent.groups,
-            kill_groups=kill_groups(remembered.local.killswitch, agent.prefix),
-            seed=remembered.seed(),
+        self.store = make_store(
+            settings,
+            kill_groups(remembered.local.killswitch, agent.prefix),
+            remembered.seed(),
+            remembered.age(),
         )
+        self.presence = make_presence(self, self.store)
         self.killfile = KillFileWatch(agent.killswitch_file, self.killswitch.update_file, host=self.host)
         self.reconciler = Reconciler(
             settings,
@@ -215,6 +217,8 @@ class Agent:
             self.pipeline.start()
             # The file that forbids everything is looked at before anything could be started.
             self.killfile.start()
+            if self.presence is not None:
+                self.presence.start()
             self.store.start(StoreBridge(self))
         except (OSError, RuntimeError) as error:
             raise StartError(
@@ -234,6 +238,7 @@ class Agent:
         self.emit_state("agent-started", {"version": VERSION, "cgroup_mode": self.cgroups.mode, "pid": os.getpid()})
         line = summary(self.workers, self.killswitch.engaged)
         self._ready = True
+        self._present()
         self.notifier.ready(line)
         _log.info("ready: %s", line)
 
@@ -259,7 +264,7 @@ class Agent:
                 ExitCode.UNAVAILABLE,
                 f"the store {status.endpoint} cannot be read and nothing is cached: {status.error or 'no answer'}",
             )
-        age = max(0.0, time.time() - self.remembering.cached.saved_at)
+        age = self.remembering.age()
         _log.warning(
             "the store %s cannot be read (%s): running on what was cached %.0f s ago",
             status.endpoint,
@@ -275,6 +280,9 @@ class Agent:
         for task in ("_house_task", "_tick_task"):
             if hasattr(self, task):
                 getattr(self, task).cancel()
+        if self.presence is not None:
+            # First: whoever looks at the fleet should see at once that this was no accident.
+            await _in_thread(self.presence.stop, LEAVE_SECONDS)
         await _in_thread(self.store.stop, 1.0)
         await _in_thread(self.killfile.stop, 1.0)
         await self._close_workers()
@@ -362,6 +370,7 @@ class Agent:
         for name in self.workers.keys() - desired.workers.keys():
             self._retire(name)
         self._cache_soon()
+        self._present()
 
     def _apply_master(self, desired: Desired) -> None:
         master = desired.master
@@ -449,6 +458,7 @@ class Agent:
         elif self.killswitch.engaged:
             _log.warning("killswitch engaged by %s: %s", ", ".join(described["scopes"]), described["reason"])  # type: ignore[arg-type]
         self.emit_state("killswitch-changed", {**described})
+        self._present()
         self._save_local()
         self._poke_all()
 
@@ -456,6 +466,7 @@ class Agent:
         """Drop the killswitch's flag, if nothing has engaged it since; the workers start."""
         if not self.killswitch.confirm_release(ticket):
             return False
+        self._present()
         self._poke_all()
         return True
 
@@ -501,7 +512,7 @@ class Agent:
                 uptime_seconds=int(time.monotonic() - self._started),
                 cgroup_mode=self.cgroups.mode,
                 killswitch=killswitch_status(self.killswitch),
-                store=store_status(self.store.status()),
+                store=store_status(self.store.status(), self.presence.lease_id if self.presence is not None else ""),
                 problems=self.problems.texts(),
             ),
             workers=worker_statuses(self.workers, self.cgroups, self.sampler, self._loop.time()),
@@ -524,6 +535,7 @@ class Agent:
 
     def _changed(self) -> None:
         self.notifier.status(summary(self.workers, self.killswitch.engaged))
+        self._present()
         self._cache_soon()
 
     def _cache_soon(self) -> None:
@@ -561,6 +573,11 @@ class Agent:
             # The loop has ended: there is nobody left to tell.
             return
 
+    def _present(self) -> None:
+        """Have what others see of this host looked at; what it says before the first READY=1 is not worth a write."""
+        if self.presence is not None and self._ready:
+            self.presence.offer_soon()
+
     def _warn(self, text: str) -> None:
         _log.warning("%s", text)
 
@@ -571,6 +588,7 @@ class Agent:
         while True:
             await asyncio.sleep(period)
             self.notifier.watchdog()
+            self._present()
             try:
                 self._sample()
             except Exception:  # noqa: BLE001  without this task the service manager's watchdog would end the agent

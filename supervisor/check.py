@@ -16,7 +16,7 @@ def check(settings: Settings) -> int:
 
     The file itself has been checked when it was loaded. Modules are imported here, so this runs their code.
     """
-    problems = list(_problems(settings))
+    problems = [*_problems(settings), *_etcd_problems(settings)]
     for warning in settings.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     for problem in problems:
@@ -26,6 +26,26 @@ def check(settings: Settings) -> int:
     names = ", ".join(sorted(settings.workers)) or "none"
     sys.stdout.write(f"{settings.source or 'built-in defaults'}: good; workers: {names}\n")
     return ExitCode.OK
+
+
+def _etcd_problems(settings: Settings) -> list[str]:
+    """Look at the files of the etcd store; the server is not asked."""
+    etcd = settings.store.etcd
+    if settings.store.backend != "etcd":
+        return []
+    from garrison.supervisor.stores.etcd.credentials import CredentialError, check_tls, password_of
+
+    found = []
+    try:
+        check_tls(etcd.ca_cert, etcd.cert, etcd.key)
+    except CredentialError as error:
+        found.append(f"store.etcd: {error}")
+    try:
+        if etcd.password_file:
+            password_of(etcd.password_file)
+    except CredentialError as error:
+        found.append(f"store.etcd.password_file: {error}")
+    return found
 
 
 def _problems(settings: Settings) -> list[str]:

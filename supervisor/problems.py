@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 MAX_TEXT = 1000
 
 
@@ -22,6 +24,6 @@ class Problems:
         else:
             self._texts.pop(source, None)
 
-    def texts(self) -> list[str]:
-        """Return every problem, by source."""
-        return [text for source in sorted(self._texts) for text in self._texts[source]]
+    def texts(self, *, without: Container[str] = ()) -> list[str]:
+        """Return every problem, by source, but for some sources."""
+        return [text for source in sorted(self._texts) if source not in without for text in self._texts[source]]

@@ -58,6 +58,10 @@ class Remembering:
         known = [cause.revision for cause in causes if cause.history == snapshot.history]
         return msgspec.structs.replace(snapshot, revision=max([snapshot.revision, *known]))
 
+    def age(self) -> float:
+        """Return how many seconds ago the cache was written, by the clock of the host; never negative."""
+        return max(0.0, time.time() - self.cached.saved_at)
+
     def next_epoch(self, worker: str) -> int:
         """Return the number of a worker's next process: above every earlier one, also after lost state."""
         epoch = max(self._epochs.get(worker, 0) + 1, int(time.time()))

@@ -91,14 +91,14 @@ def killswitch_status(killswitch: KillSwitch) -> KillswitchStatus:
     return msgspec.convert(killswitch.describe(), KillswitchStatus)
 
 
-def store_status(store: stores.StoreStatus) -> StoreStatus:
-    """Return the store's part of the status."""
+def store_status(store: stores.StoreStatus, lease_id: str) -> StoreStatus:
+    """Return the store's part of the status; `lease_id` is that of the registration, empty without one."""
     return StoreStatus(
         backend=store.backend,
         connected=store.connected,
         endpoint=store.endpoint,
         revision=store.revision,
-        lease_id=store.lease_id,
+        lease_id=lease_id,
         stale_seconds=int(store.stale_seconds),
     )
 

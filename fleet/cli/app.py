@@ -11,6 +11,7 @@ import typer
 from garrison.fleet.cli import exits
 from garrison.fleet.cli.context import Target
 from garrison.fleet.cli.exits import guarded
+from garrison.fleet.cli.fleet import fleet
 
 _CLICK_USAGE = 2
 """What the command-line library ends with after an error of usage."""
@@ -323,6 +324,9 @@ def version(context: typer.Context) -> None:
         return command.show(context.obj)
 
     _finish(guarded(run))
+
+
+app.add_typer(fleet)
 
 
 def main() -> NoReturn:

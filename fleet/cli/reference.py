@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 import typer.main
@@ -33,12 +34,20 @@ def document() -> str:
         "- `-h`, `--help`: help, here and behind each command.",
         "",
     ]
-    for name, command in group.commands.items():
+    for name, command in _commands(group):
         lines += [f"## garrison {name}", "", "```", f"garrison {name}{_usage(command)}", "```", ""]
         lines += [inspect.cleandoc(command.help or ""), ""]
         options = _options(command)
         lines += [*options, ""] if options else []
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 def renewed(page: str) -> str:

@@ -17,7 +17,9 @@ from garrison.supervisor.settings.schema import (
     WORKER_NAME_PATTERN,
     AggregateBudget,
     Budget,
+    EtcdStore,
     Settings,
+    Store,
     Worker,
 )
 
@@ -153,7 +155,37 @@ def finish(settings: Settings, problems: Collector) -> Settings:
         key = f"workers.{join(name)}"
         workers[name] = finish_worker(name, worker, key, problems)
         check_budget(worker.budget, f"{key}.budget", problems, settings.agent.budget)
+    check_etcd(settings.store, problems)
     return msgspec.structs.replace(settings, workers=workers)
+
+
+def check_etcd(store: Store, problems: Collector) -> None:
+    """Note what does not fit together in the settings of the etcd store."""
+    etcd, key = store.etcd, "store.etcd"
+    if store.backend == "etcd" and not etcd.endpoints and not problems.failed(f"{key}.endpoints"):
+        problems.add(
+            f"{key}.endpoints", 'is empty, and backend is "etcd"', 'List the members, as in ["10.0.0.1:2379", "etcd2"]'
+        )
+    for one, other in (("cert", "key"), ("key", "cert"), ("cert", "ca_cert"), ("username", "password_file")):
+        _needs(etcd, one, other, problems)
+    _needs(etcd, "password_file", "username", problems)
+    if problems.failed(f"{key}.endpoints", f"{key}.ca_cert"):
+        return
+    for index, endpoint in enumerate(etcd.endpoints):
+        if endpoint.startswith("https://") and not etcd.ca_cert:
+            problems.add(f"{key}.endpoints[{index}]", f"is {show(endpoint)}, without ca_cert", f"Set {key}.ca_cert")
+        elif endpoint.startswith("http://") and etcd.ca_cert:
+            problems.add(
+                f"{key}.endpoints[{index}]",
+                f"is {show(endpoint)}, with ca_cert: TLS is used for all endpoints or for none",
+                "Write https://, or leave ca_cert out",
+            )
+
+
+def _needs(etcd: EtcdStore, one: str, other: str, problems: Collector) -> None:
+    keys = (f"store.etcd.{one}", f"store.etcd.{other}")
+    if getattr(etcd, one) and not getattr(etcd, other) and not problems.failed(*keys):
+        problems.add(keys[0], f"needs {other}", f"Set {keys[1]}, or leave {one} out")
 
 
 def needs_restart(old: Settings, new: Settings) -> tuple[str, ...]:

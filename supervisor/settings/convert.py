@@ -273,7 +273,18 @@ def _check_cgroup(path: str) -> None:
         raise ValueError("a cgroup path must not contain '.' or '..'")
 
 
-_FORMS: dict[str, Any] = {"path": _check_path, "hostname": check_hostname, "cgroup": _check_cgroup}
+def _check_endpoint(text: str) -> None:
+    from garrison.supervisor.stores.etcd.endpoints import parse_endpoint  # only where there are any
+
+    parse_endpoint(text)
+
+
+_FORMS: dict[str, Any] = {
+    "path": _check_path,
+    "hostname": check_hostname,
+    "cgroup": _check_cgroup,
+    "endpoint": _check_endpoint,
+}
 _PARSERS: dict[str, Any] = {BYTES: units.parse_bytes, SECONDS: units.parse_seconds}
 
 

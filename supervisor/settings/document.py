@@ -48,10 +48,13 @@ command = ["/usr/libexec/probe", "--quiet"]
 environment = { LANG = "C.UTF-8" }
 
 [store]
-backend = "directory"
+backend = "etcd"
 
-[store.directory]
-path = "/etc/garrison/store"
+[store.etcd]                           # addresses and names: survives DNS outages and members that move
+endpoints = ["10.0.0.1:2379", "10.0.0.2:2379", "etcd3.example.com"]
+ca_cert = "/etc/garrison/tls/ca.crt"
+cert = "/etc/garrison/tls/agent.crt"
+key = "/etc/garrison/tls/agent.key"
 
 [sink]
 backend = "file"

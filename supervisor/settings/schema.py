@@ -256,6 +256,15 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"unit": SECONDS},
         ),
     ] = 3.0
+    alivehost_key: Annotated[
+        bool,
+        Meta(
+            description="Whether the etcd store also gets the key `<prefix>/alivehost/HOSTNAME--IP` of an older "
+            "layout, with the local time, for those who still read it. It is written with every renewal of the lease: "
+            "a write a host in 20 s, where an agent otherwise writes nothing while nothing changes.",
+            extra={"restart": True},
+        ),
+    ] = False
     budget: Annotated[AggregateBudget, Meta(description="Caps of all workers together.")] = AggregateBudget()
 
 
@@ -325,23 +334,72 @@ class DirectoryStore(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = ""
 
 
+class EtcdStore(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys in an etcd cluster. Files are read anew for each connection: a new certificate needs no restart."""
+
+    endpoints: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=300, extra={"form": "endpoint"})], ...],
+        Meta(
+            max_length=32,
+            description="Members of the cluster, as `host:port` (2379 where none is given), with or without `http://` "
+            "or `https://` in front; an IPv6 address in brackets. Mix addresses and names, so that neither a DNS "
+            "outage nor a member that moves leaves the host alone. Each host begins with another one.",
+            extra={"restart": True, "unique": True},
+        ),
+    ] = ()
+    ca_cert: Annotated[
+        Path,
+        Meta(
+            description="Certificates of the authority that signed those of the members, PEM. With it TLS is used.",
+            extra={"restart": True, "automatic": "none, no TLS"},
+        ),
+    ] = ""
+    cert: Annotated[
+        Path,
+        Meta(
+            description="This host's client certificate, PEM; its common name can be the user.",
+            extra={"restart": True, "automatic": "none"},
+        ),
+    ] = ""
+    key: Annotated[
+        Path, Meta(description="The key of `cert`, PEM, not encrypted.", extra={"restart": True, "automatic": "none"})
+    ] = ""
+    username: Annotated[
+        str,
+        Meta(
+            max_length=256,
+            description="User for a login by password. A certificate's common name costs the cluster less.",
+            extra={"restart": True, "automatic": "none"},
+        ),
+    ] = ""
+    password_file: Annotated[
+        Path,
+        Meta(
+            description="A file whose first line is the password; readable by its owner only.",
+            extra={"restart": True, "automatic": "none"},
+        ),
+    ] = ""
+    lease_ttl: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=3600,
+            description="How long the registration of a host that is silent stays, seconds; renewed every third of it. "
+            "Each host costs the leader three renewals in this time.",
+            extra={"restart": True},
+        ),
+    ] = 60
+
+
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where desired state and configuration come from."""
 
     backend: Annotated[
-        Literal["directory"],
-        Meta(
-            description="The kind of store.",
-            extra={
-                "restart": True,
-                "later": {
-                    "etcd": 'this version has no etcd store; the only one is backend = "directory", '
-                    "which configuration management can fill"
-                },
-            },
-        ),
+        Literal["directory", "etcd"],
+        Meta(description="The kind of store.", extra={"restart": True}),
     ] = "directory"
     directory: Annotated[DirectoryStore, Meta(description="The directory store.")] = DirectoryStore()
+    etcd: Annotated[EtcdStore, Meta(description="The etcd store.")] = EtcdStore()
 
 
 class FileSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

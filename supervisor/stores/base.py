@@ -56,6 +56,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         history: Changes when revisions cannot be compared any more: the store was replaced, emptied or restored.
         groups: The groups whose keys were looked at; None where that is not limited.
         problems: What the store itself could not make sense of.
+        term: Of raft, where the store has one: going back tells a restored store from the one before; else 0.
     """
 
     entries: dict[str, Entry]
@@ -63,6 +64,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     history: str
     groups: tuple[str, ...] | None = None
     problems: tuple[Refusal, ...] = ()
+    term: int = 0
 
 
 class KillObservation(msgspec.Struct, frozen=True):

@@ -30,3 +30,12 @@ def test_what_the_nursery_loads_has_no_asyncio_grpc_or_kafka_and_no_second_threa
     assert out[0] == "1"
     loaded = {name.partition(".")[0] for name in out[1:]}
     assert not loaded & {"asyncio", "grpc", "etcd3", "kafka", "ssl", "_ssl", "hashlib", "subprocess", "psutil", "rich"}
+
+
+def test_the_master_loads_grpc_only_for_the_etcd_store() -> None:
+    code = (
+        "import sys, garrison.supervisor.agent, garrison.supervisor.stores.choose;"
+        "import garrison.supervisor.stores.directory; print(*sorted(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {name.partition(".")[0] for name in out} & {"grpc", "etcd3", "google", "cryptography"}

@@ -139,10 +139,8 @@ def test_a_key_in_the_wrong_table_is_sent_to_the_right_one() -> None:
     assert "[workers.process.budget]" in text
 
 
-def test_etcd_and_kafka_are_refused_as_not_there_yet() -> None:
-    found = problems('store.backend = "etcd"\nstore.etcd.endpoints = ["x"]\nsink.backend = "kafka"\n[sink.kafka]')
-    assert "no etcd store" in found["store.backend"]
-    assert "no etcd store" in found["store.etcd"]
+def test_kafka_is_refused_as_not_there_yet() -> None:
+    found = problems('sink.backend = "kafka"\n[sink.kafka]')
     assert "no Kafka sink" in found["sink.backend"]
     assert "no Kafka sink" in found["sink.kafka"]
 
