@@ -83,12 +83,14 @@ def told(remedy: str = "") -> Iterator[None]:
     Raises:
         CliError: The cluster cannot be reached, or refuses.
     """
-    try:
-        from garrison.supervisor.stores.etcd.errors import EtcdError
-    except ImportError as error:
-        raise CliError(f"the etcd client cannot be loaded: {error}", "install the package `cslab-etcd3`") from error
+    from garrison.supervisor.stores.etcd.errors import EtcdError
+
     try:
         yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("etcd3", "grpc", "google"):
+            raise
+        raise CliError(f"the etcd client is not installed: {error}", "pip install cslab-etcd3==0.12.1") from error
     except EtcdError as error:
         code = exits.FAILED
         if error.kind in _UNAVAILABLE:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from etcd3.etcdrpc import auth_pb2
-
 from garrison.fleet.etcd.access import Access, Grant, Kind, Permission, Revoke
 from garrison.supervisor.stores.etcd.connection import Connection
 from garrison.supervisor.stores.etcd.errors import EtcdError
@@ -59,12 +57,10 @@ class AdminConnection(Connection):
     def grant(self, step: Grant) -> None:
         """Give a role a permission."""
         one = step.permission
-        permission = auth_pb2.Permission(
-            permType=_NUMBERS[one.kind],
-            key=one.key.encode("utf-8", "surrogateescape"),
-            range_end=one.range_end.encode("utf-8", "surrogateescape"),
-        )
-        request = rpc.AuthRoleGrantPermissionRequest(name=step.role, perm=permission)
+        request = rpc.AuthRoleGrantPermissionRequest(name=step.role)
+        request.perm.permType = _NUMBERS[one.kind]
+        request.perm.key = one.key.encode("utf-8", "surrogateescape")
+        request.perm.range_end = one.range_end.encode("utf-8", "surrogateescape")
         self._auth(f"granting {one} to the role {step.role}", "RoleGrantPermission", request)
 
     def revoke(self, step: Revoke) -> None:

@@ -38,7 +38,13 @@ def does_its_work(agent: RunningAgent, cluster: Cluster) -> None:
     cluster.put(STOP_KEY, "start")
     acted(agent, time.monotonic(), state="running")
     cluster.put("/hids/agent/config/@all/plugin/quiet/settings", '{"greeting": "from etcd"}')
-    agent.wait_event(message="from etcd")
+    applied = cluster.revision()
+
+    def is_applied() -> bool:
+        found = agent.worker("quiet")["config"]
+        return found["revision"] == applied and found["status"] == "applied"
+
+    until(is_applied, "the settings are applied", 60)
     cluster.put("/hids/server/config/@all/killswitch", "on")
     acted(agent, time.monotonic(), state="killed")
     cluster.put("/hids/server/config/@all/killswitch", "off")
@@ -81,7 +87,7 @@ def test_fleet_hosts_sees_a_real_agent(etcd: Cluster, make_agent: Make) -> None:
 
     until(lambda: seen().get("state") == "online", "it is online", 60)
     assert seen()["groups"] == ["web"]
-    etcd.put("/hids/server/config/@group/web/killswitch", "on")
+    etcd.put("/hids/server/config/web1/killswitch", "on")
     until(lambda: seen()["marks"] == ["killed", "online"], "it has confirmed the killswitch", 150)
     assert fleet("hosts", "--endpoints", etcd.endpoints[0], code=3)
     agent.kill()

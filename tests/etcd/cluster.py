@@ -419,7 +419,7 @@ class Cluster:
 
     def revision(self) -> int:
         """Return the newest revision."""
-        return int(json.loads(self.etcdctl("get", "-w", "json", "--", "none"))["header"]["revision"])
+        return int(json.loads(self.etcdctl("get", "-w", "json", "--", "/hids/none"))["header"]["revision"])
 
     def leader(self) -> Member:
         """Return the leader, waiting for one that the answering members agree on."""

@@ -37,7 +37,8 @@ class Wires:
 
         async def serve() -> None:
             async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                link = _Link(name, self._source_of(writer.get_extra_info("peername")[1]), reader, writer)
+                peer = writer.get_extra_info("peername")  # None: it has gone already
+                link = _Link(name, self._source_of(peer[1]) if peer else "", reader, writer)
                 task = asyncio.current_task()
                 assert task is not None
                 self._links.add(link)
@@ -77,11 +78,11 @@ class Wires:
             for server in self._servers:
                 server.close()
             # What was accepted becomes a link in the loop's next turns, and what is closed is closed by them.
-            await asyncio.sleep(0.1)
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            this, deadline = asyncio.current_task(), self._loop.time() + 5
+            while len(asyncio.all_tasks() - {this}) > 0 and self._loop.time() < deadline:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.sleep(0.05)
             await asyncio.sleep(0.1)
 
         if self._thread.is_alive():

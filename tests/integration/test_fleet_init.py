@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from tests.etcd.certificates import tls_of
 from tests.etcd.cluster import Cluster, EtcdctlError, Tls
-from tests.integration._fleet_support import fleet
+from tests.integration._fleet_support import GARRISON, fleet
 
 NOWHERE = ("--endpoints", "127.0.0.1:1")
 
@@ -175,3 +177,24 @@ def test_without_tls_every_user_gets_a_password(make_etcd: Callable[..., Cluster
 @pytest.mark.parametrize("name", ["a/b", "", "@all", "web--1", ".hidden", "x" * 300])
 def test_host_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     fleet("init", tmp_path / "fleet", *NOWHERE, "--per-host", name, "--yes", code=64)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("\n", 1), ("y\n", 69)])
+def test_on_a_terminal_it_asks(tmp_path: Path, answer: str, code: int) -> None:
+    folder = tmp_path / "fleet"
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [GARRISON, "fleet", "init", folder, *NOWHERE],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            os.write(ours, answer.encode())
+            said, _ = process.communicate(timeout=60)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"Go on? [y/N]" in said
+    assert process.returncode == code, said
+    assert folder.exists() == (code == 69)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +64,7 @@ def test_every_endpoint_is_tried_in_each_round_and_rounds_are_never_far_apart(
     for start in range(0, len(begun), count):
         assert {index for _, index in begun[start : start + count]} == set(range(count))
     starts = [begun[start][0] for start in range(0, len(begun), count)]
-    for before, after in zip(starts, starts[1:], strict=False):
+    for before, after in pairwise(starts):
         assert after - before <= max(CAP_SECONDS, count * cost + BASE_SECONDS) + 1e-6
         assert after - before >= count * cost + BASE_SECONDS / 2 - 1e-6
 
