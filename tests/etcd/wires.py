@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable
-from typing import Any
 
 _CHUNK = 65536
 
 
 class Wires:
-    """Forwarders on loopback, all served by one thread.
+    """Forwarders on loopback, with a thread for each and two for each connection through them.
 
     A cut wire swallows: what is sent through it gets lost without any answer, as on a network that drops packets, and
     a new connection through it is taken and never answered. Healing ends the connections that have lost something, so
@@ -24,123 +23,108 @@ class Wires:
 
     def __init__(self, source_of: Callable[[int], str] = lambda _: "") -> None:
         self._source_of = source_of
+        self._lock = threading.Lock()
+        self._closed = False
         self._cut: set[str] = set()
         self._links: set[_Link] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._servers: list[asyncio.Server] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="wires", daemon=True)
-        self._thread.start()
+        self._listeners: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
 
     def add(self, name: str, port: int, target: int) -> None:
         """Forward what comes to `port` to `target`, both on 127.0.0.1, until the wire `name` is cut."""
-
-        async def serve() -> None:
-            async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                peer = writer.get_extra_info("peername")  # None: it has gone already
-                link = _Link(name, self._source_of(peer[1]) if peer else "", reader, writer)
-                task = asyncio.current_task()
-                assert task is not None
-                self._links.add(link)
-                self._tasks.add(task)
-                try:
-                    await link.run(target, self._is_cut)
-                except asyncio.CancelledError:
-                    # From `close` only; the stream protocol would log it as an error.
-                    pass
-                finally:
-                    self._links.discard(link)
-                    self._tasks.discard(task)
-
-            self._servers.append(await asyncio.start_server(accept, "127.0.0.1", port))
-
-        self._call(serve())
+        listener = socket.create_server(("127.0.0.1", port), backlog=128)
+        self._listeners.append(listener)
+        thread = threading.Thread(target=self._accept, args=(name, listener, target), name=f"wire {name}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def cut(self, name: str) -> None:
         """Cut everything to and from `name`."""
-        self._cut.add(name)
+        with self._lock:
+            self._cut.add(name)
 
     def heal(self, name: str) -> None:
         """Let everything to and from `name` through again."""
-
-        async def end() -> None:
-            for link in list(self._links):
+        with self._lock:
+            self._cut.discard(name)
+            for link in self._links:
                 if name in link.ends:
-                    link.close()
-
-        self._cut.discard(name)
-        self._call(end())
+                    link.end()
 
     def close(self) -> None:
-        """End all connections and the thread."""
+        """End all connections and threads; may be called again."""
+        with self._lock:
+            self._closed = True
+            for listener in self._listeners:
+                with contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() does not
+            for link in self._links:
+                link.end()
+        for thread in self._threads:
+            thread.join(10)
+        while self._links:
+            next(iter(self._links)).done.wait(10)
+        for listener in self._listeners:
+            listener.close()
 
-        async def end() -> None:
-            for server in self._servers:
-                server.close()
-            # What was accepted becomes a link in the loop's next turns, and what is closed is closed by them.
-            this, deadline = asyncio.current_task(), self._loop.time() + 5
-            while len(asyncio.all_tasks() - {this}) > 0 and self._loop.time() < deadline:
-                for task in self._tasks:
-                    task.cancel()
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(0.1)
+    def _accept(self, name: str, listener: socket.socket, target: int) -> None:
+        while True:
+            try:
+                near, (_, port) = listener.accept()
+            except OSError:
+                return
+            link = _Link(name, near, target)
+            with self._lock:
+                self._links.add(link)
+                if self._closed:
+                    link.end()
+            threading.Thread(target=self._serve, args=(link, port), name=f"link {name}", daemon=True).start()
 
-        if self._thread.is_alive():
-            self._call(end())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(10)
-            self._loop.close()
-
-    def _is_cut(self, link: _Link) -> bool:
-        return not self._cut.isdisjoint(link.ends)
-
-    def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+    def _serve(self, link: _Link, port: int) -> None:
+        try:
+            link.ends |= {self._source_of(port)}
+            link.run(lambda: not self._cut.isdisjoint(link.ends))
+        finally:
+            with self._lock:
+                self._links.discard(link)
+            link.done.set()
 
 
 class _Link:
     """One connection through a wire."""
 
-    def __init__(self, name: str, source: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.ends = frozenset({name, source})
-        self._reader = reader
-        self._writer = writer
-        self._far: asyncio.StreamWriter | None = None
+    def __init__(self, name: str, near: socket.socket, target: int) -> None:
+        self.ends = frozenset({name})
+        self.done = threading.Event()
+        self._near = near
+        self._target = target
+        self._far: socket.socket | None = None
 
-    async def run(self, target: int, is_cut: Callable[[_Link], bool]) -> None:
-        """Forward until an end closes."""
-        try:
-            if is_cut(self):
-                while await self._reader.read(_CHUNK):
+    def run(self, is_cut: Callable[[], bool]) -> None:
+        """Forward until an end closes; then both are closed."""
+        with self._near, contextlib.suppress(OSError):
+            if is_cut():
+                while self._near.recv(_CHUNK):
                     pass
                 return
-            reader, self._far = await asyncio.open_connection("127.0.0.1", target)
-            pumps = [
-                asyncio.ensure_future(self._pump(self._reader, self._far, is_cut)),
-                asyncio.ensure_future(self._pump(reader, self._writer, is_cut)),
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
-        except OSError:
-            pass
-        finally:
-            self.close()
+            with socket.create_connection(("127.0.0.1", self._target), timeout=10) as far:
+                far.settimeout(None)
+                self._far = far
+                back = threading.Thread(target=self._pump, args=(far, self._near, is_cut), daemon=True)
+                back.start()
+                self._pump(self._near, far, is_cut)
+                back.join()
 
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_cut: Callable[[_Link], bool]
-    ) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, is_cut: Callable[[], bool]) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(_CHUNK):
-                if not is_cut(self):
-                    writer.write(data)
-                    await writer.drain()
+            while data := source.recv(_CHUNK):
+                if not is_cut():
+                    sink.sendall(data)
+        self.end()
 
-    def close(self) -> None:
-        """End both connections."""
-        for writer in (self._writer, self._far):
-            if writer is not None:
-                writer.close()
+    def end(self) -> None:
+        """Let both pumps come to their end."""
+        for side in (self._near, self._far):
+            if side is not None:
+                with contextlib.suppress(OSError):
+                    side.shutdown(socket.SHUT_RDWR)
