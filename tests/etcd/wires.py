@@ -62,8 +62,10 @@ class Wires:
                 link.end()
         for thread in self._threads:
             thread.join(10)
-        while self._links:
-            next(iter(self._links)).done.wait(10)
+        with self._lock:
+            links = list(self._links)
+        for link in links:
+            link.done.wait(10)
         for listener in self._listeners:
             listener.close()
 
