@@ -50,8 +50,12 @@ class Usage:
         memory_bytes: All that is charged, page cache included, bytes.
         memory_working_bytes: Anonymous and unreclaimable kernel memory, bytes: what counts for the breaker.
         pids: Processes and threads now.
-        oom_kills: Processes that the kernel killed for want of memory in this node.
+        oom_kills: Processes that the kernel killed for want of memory in this node, whoever's cap it was.
         pids_refused: Forks refused by ``pids.max``.
+        memory_high_events: How often it was held back at its ``memory.high``; 0 on v1, which has none.
+        memory_max_events: How often it ran into its own memory cap, page cache that could be dropped included.
+        oom_events: How often nothing could be dropped at its *own* cap, so that the kernel looked for a victim. On
+            v1 that is not counted by the kernel and inferred: see `legacy.LegacyResources.usage`.
     """
 
     cpu_seconds: float = 0.0
@@ -63,6 +67,19 @@ class Usage:
     pids: int = 0
     oom_kills: int = 0
     pids_refused: int = 0
+    memory_high_events: int = 0
+    memory_max_events: int = 0
+    oom_events: int = 0
+
+    @property
+    def oom_origin(self) -> Literal["own", "ancestor"] | None:
+        """Whose cap killed here since the node was made: its own or that of a node above; None where none did.
+
+        A worker that the kernel picked because all of them together ran out of memory is a victim and no culprit.
+        """
+        if not self.oom_kills:
+            return None
+        return "own" if self.oom_events else "ancestor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +211,30 @@ class Cgroups(ABC):
     @abstractmethod
     def usage(self, worker: str | None = None) -> Usage:
         """Return the counters of a node; zeros where it does not exist."""
+
+    @abstractmethod
+    def usage_of_master(self) -> Usage:
+        """Return the counters of the master and the nursery."""
+
+    @abstractmethod
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """Return a notifier of all workers together coming near their memory cap, or None: poll `usage`.
+
+        It may also notify for nothing, and counts page cache: whoever is told looks at the counters.
+
+        Args:
+            level: Where a notice is wanted, bytes charged to ``workers``, page cache included.
+
+        Raises:
+            CgroupError: The kernel refuses.
+        """
+
+    @abstractmethod
+    def io_stall_seconds(self) -> float | None:
+        """Return for how long some task of the workers has waited for block I/O; None where nobody knows.
+
+        The clock is that of ``/proc/pressure/io``: seconds in which at least one task stood still for I/O.
+        """
 
     @abstractmethod
     def oom_watch(self, worker: str) -> OomWatch | None:

@@ -16,7 +16,7 @@ from garrison.supervisor.cgroups.errors import (
     PlacementError,
     UnsupportedError,
 )
-from garrison.supervisor.cgroups.files import apply, remedy
+from garrison.supervisor.cgroups.files import apply, read, remedy, stall_seconds
 from garrison.supervisor.cgroups.hierarchy import read_membership
 from garrison.supervisor.cgroups.kill import below, kill_all, listed
 from garrison.supervisor.cgroups.parts import Resources, Stopper, v1_freezers
@@ -195,6 +195,7 @@ class KernelCgroups(Cgroups):
             for tree in self._trees:
                 tree.make(tree.node(worker), fresh=True)
             self.limit(worker, limits)
+            self._resources.made(worker)
         except CgroupError:
             self.remove(worker)
             raise
@@ -266,11 +267,33 @@ class KernelCgroups(Cgroups):
     def usage(self, worker: str | None = None) -> Usage:
         """See `Cgroups.usage`."""
         try:
-            return self._resources.usage(worker)
+            return self._resources.usage(lambda tree: tree.node(worker))
         except OSError as error:
             if error.errno in _GONE:
                 return Usage()
             raise CgroupError(f"cannot read the counters of {worker or WORKERS}: {error}") from error
+
+    def usage_of_master(self) -> Usage:
+        """See `Cgroups.usage_of_master`."""
+        try:
+            return self._resources.usage(lambda tree: tree.supervisor)
+        except OSError as error:
+            raise CgroupError(f"cannot read the counters of {SUPERVISOR}: {error}") from error
+
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """See `Cgroups.memory_watch`."""
+        try:
+            return self._resources.memory_watch(level)
+        except OSError as error:
+            raise CgroupError(f"cannot watch the memory of {WORKERS}: {error}") from error
+
+    def io_stall_seconds(self) -> float | None:
+        """See `Cgroups.io_stall_seconds`: every v2 node has pressure files of its own, with or without controllers."""
+        try:
+            return stall_seconds(read(os.path.join(self._stopper.tree.workers, "io.pressure")), "some")
+        except OSError:
+            # A v1 freezer, PSI switched off, or a kernel before 4.20.
+            return None
 
     def oom_watch(self, worker: str) -> OomWatch | None:
         """See `Cgroups.oom_watch`.

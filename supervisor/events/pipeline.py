@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from garrison.ipc.messages import Priority
 from garrison.ipc.pacing import backoff
 from garrison.supervisor.events.queue import Batch, EventQueue
 from garrison.supervisor.events.tap import Tap
@@ -33,11 +34,17 @@ class Pipeline:
         host: Host name, for the jitter of retries.
         on_trouble: Called from the sink's thread with the text of a first failure, and with "" when it is over.
         max_bytes: Bound of the queue.
+
+    Attributes:
+        tap: The live view.
+        error: What is wrong with the sink now; empty where nothing is.
+        shed: Priorities whose events are dropped and counted before they cost anything more.
     """
 
     def __init__(self, sink: Sink, host: str, on_trouble: Callable[[str], None], max_bytes: int = QUEUE_BYTES) -> None:
         self.tap = Tap()
         self.error = ""
+        self.shed: frozenset[Priority] = frozenset()
         self._sink = sink
         self._host = host
         self._on_trouble = on_trouble
@@ -57,6 +64,9 @@ class Pipeline:
 
     def put(self, batch: Batch) -> None:
         """Queue a batch for the sink and show it to the tap. Never blocks for the sink."""
+        if batch.priority in self.shed:
+            batch.ledger.drop(batch.count, "shed")
+            return
         with self._changed:
             self._queue.put(batch)
             self._changed.notify_all()

@@ -11,6 +11,7 @@ from garrison.supervisor.breaker import Policy
 from garrison.supervisor.cgroups.base import Limits
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.nursery.client import NurseryClient
+from garrison.supervisor.sampler import Sampler
 from garrison.supervisor.worker.launch import Place
 
 
@@ -47,6 +48,9 @@ class Services:
         next_epoch: Returns the number of a worker's next process.
         changed: Called after every transition.
         process_limits: Returns what holds the child itself, beside or instead of its cgroup.
+        sampler: Where usage is read.
+        remember: Called when what is kept on disk of a breaker has changed.
+        dry_run: Returns whether breaches are only reported.
     """
 
     host: str
@@ -61,3 +65,6 @@ class Services:
     next_epoch: Callable[[str], int]
     changed: Callable[[], None]
     process_limits: Callable[[Limits], ProcessLimits]
+    sampler: Sampler
+    remember: Callable[[], None]
+    dry_run: Callable[[], bool]
