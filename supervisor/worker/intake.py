@@ -91,14 +91,14 @@ class Intake:
     def on_beat(self, beat: Beat) -> None:
         """Nothing follows from a single beat here; the process keeps the last one."""
 
-    def on_events(self, batch: Events) -> None:
+    def on_events(self, batch: Events, objects: list[bytes]) -> None:
         """Admit a batch by the worker's rate, stamp it and pass it on."""
         if batch.count == 0:
             return
         if self._stamp is None or not self._bucket.admit(batch.count, self._now()):
             self._ledger.drop(batch.count, "rate_limit")
             return
-        data = self._stamp.write(batch.data, batch.priority)
+        data = self._stamp.write(objects, batch.priority)
         self._services.forward(self._name, self._ledger, batch.priority, batch.count, data)
 
     def on_log(self, log: Log) -> None:
