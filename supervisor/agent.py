@@ -188,6 +188,7 @@ class Agent:
             place=self.place,
             nursery=self.nursery.get,
             forward=self._forward,
+            congested=self.pipeline.congested,
             emit_state=self.emit_state,
             log=_worker_log,
             next_epoch=remembered.next_epoch,

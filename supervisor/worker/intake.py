@@ -130,14 +130,14 @@ class Intake:
         own = [msgspec.structs.replace(module, degraded=False) if beat.degraded else module for module in beat.modules]
         self._modules = {module.name: module for module in own}
 
-    def on_events(self, batch: Events) -> None:
+    def on_events(self, batch: Events, objects: list[bytes]) -> None:
         """Admit a batch by the worker's rate, stamp it and pass it on."""
         if batch.count == 0:
             return
         if self._stamp is None or not self._bucket.admit(batch.count, self._now()):
             self._ledger.drop(batch.count, "rate_limit")
             return
-        data = self._stamp.write(batch.data, batch.priority)
+        data = self._stamp.write(objects, batch.priority)
         self._services.forward(self._name, self._ledger, batch.priority, batch.count, data)
 
     def on_log(self, log: Log) -> None:

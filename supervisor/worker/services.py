@@ -43,6 +43,7 @@ class Services:
         place: Cgroups, their lock and the killswitch.
         nursery: Returns a living nursery, starting one where there is none.
         forward: Takes stamped events on: worker, its ledger, priority, count, data.
+        congested: Tells whether the sink is behind, so that workers should be read more slowly.
         emit_state: Emits an agent's own ``state`` event: action, fields.
         log: Writes a line: level, source, text.
         next_epoch: Returns the number of a worker's next process.
@@ -60,6 +61,7 @@ class Services:
     place: Place
     nursery: Callable[[], Awaitable[NurseryClient]]
     forward: Callable[[str, WorkerLedger, Priority, int, bytes], None]
+    congested: Callable[[], bool]
     emit_state: Callable[[str, dict[str, Any]], None]
     log: Callable[[LogLevel, str, str], None]
     next_epoch: Callable[[str], int]

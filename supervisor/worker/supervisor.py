@@ -463,6 +463,7 @@ class WorkerSupervisor:
                 epoch=epoch,
                 ledger=self.ledger,
                 listener=self._intake,
+                congested=services.congested,
             )
         except KilledError:
             # It may be released again by now.
