@@ -20,7 +20,7 @@ BOUND_SECONDS = 60.0
 SPIN = f"import time\nend = time.monotonic() + {BOUND_SECONDS}\nwhile time.monotonic() < end: pass"
 PRESSURE = f"""
 [agent.pressure]
-cpu_percent = 90
+cpu_percent = 95
 io_percent = 100
 memory_percent = 100
 available_min = 0
@@ -54,7 +54,8 @@ def giving_way(context: Context, report: Report) -> None:
 
 
 def _next(follower: Follower, state: str, since: float) -> float:
-    found: float = until(lambda: follower.states("healthy", state, since=since), f"it is {state}", BOUND_SECONDS)[0][0]
+    what = f"it is {state}"
+    found: float = until(lambda: follower.states("healthy", state, since=since), what, 2 * BOUND_SECONDS)[0][0]
     return found
 
 

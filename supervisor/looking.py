@@ -57,18 +57,20 @@ class Looker:
         most = SAMPLE_SECONDS
         for name, worker in list(self._workers.items()):
             process = worker.process
+            planned = float(worker.desired.budget.sample_seconds) * max(1.0, self._factor())
+            # Of one that does not run, too: it may start at any time, and is to be looked at in its own period then.
+            most = min(most, planned)
             if process is None or worker.state not in ALIVE:
                 # The first look at its next process is a whole period after its start.
                 self._due.pop(name, None)
                 continue
             living.add((name, process.epoch))
-            planned = float(worker.desired.budget.sample_seconds) * max(1.0, self._factor())
             due = self._due.setdefault(name, now + planned)
             if now >= due:
                 self._look_at(worker, planned)
                 # Late is late: what was missed is not made up for.
                 due = self._due[name] = now + planned
-            most = min(most, due - now, planned)
+            most = min(most, due - now)
         for name in self._due.keys() - self._workers.keys():
             del self._due[name]
         self._sampler.keep(living)

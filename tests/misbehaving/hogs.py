@@ -224,6 +224,7 @@ class Hang(Hog):
     """Sleeps for ever in a C call that keeps the interpreter's lock: no thread of the process runs any more."""
 
     def harm(self, box: Any) -> None:
+        box.wait(timeout=0.5)  # a hang of what runs; one that is never ready has a minute, whatever the scale
         ctypes.PyDLL(None).sleep(int(FUSE_SECONDS))
 
 
