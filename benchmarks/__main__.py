@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import events, idle, killswitch, restart, start
+from benchmarks import breaking, events, idle, killswitch, restart, start
 from benchmarks.context import Context
 from benchmarks.report import Report, markdown
 from benchmarks.supervisord import PeerMissingError, install
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "events": events.run,
     "restart": restart.run,
     "idle": idle.run,
+    "breaking": breaking.run,
 }
 
 
@@ -39,7 +40,7 @@ def main() -> int:
     """Run what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=", description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="few samples, under two minutes")
+    parser.add_argument("--quick", action="store_true", help="few samples, about three minutes")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="samples of each series")
     parser.add_argument("--json", metavar="FILE", help="also write every measurement to a file")
     parser.add_argument("--folder", metavar="DIR", help="where to work; default: a temporary folder")

@@ -21,7 +21,7 @@ SECONDS = 30.0
 
 def idle(name: str) -> str:
     """Return the TOML of an idle worker."""
-    return f'[workers.{name}]\nmodules = ["@/modules/bench_modules.py:Idle"]\n'
+    return f'[workers.{name}]\nmodules = ["@/modules/bench_idle.py:Idle"]\n'
 
 
 class Agent:

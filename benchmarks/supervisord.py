@@ -74,9 +74,10 @@ class Supervisord:
         count: How many programs.
         startsecs: Supervisor's setting: how long a program must run to count as started.
         spin: Whether the programs are busy.
+        more: Further sections of its configuration; it cleans up after the programs of its own only.
     """
 
-    def __init__(self, folder: Path, count: int, *, startsecs: int = 1, spin: bool = False) -> None:
+    def __init__(self, folder: Path, count: int, *, startsecs: int = 1, spin: bool = False, more: str = "") -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.count = count
@@ -105,6 +106,7 @@ numprocs = {count}
 startsecs = {startsecs}
 autorestart = true
 environment = BENCH_HELLO="{folder}/hello"
+{more}
 """
         )
 

@@ -20,18 +20,47 @@ LogLevel = Literal["debug", "info", "notice", "warning", "err", "crit", "alert",
 LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("debug", "info", "notice", "warning", "err", "crit", "alert", "emerg")
 """The syslog severities, from the least to the most important."""
 
+EXIT_WITHOUT_MODULE: Final = 75
+"""Exit status (EX_TEMPFAIL) of a worker that asks to be started again without a module which does not stop when told
+to. Its last beat says which one and for how long; that goes into the next process's first `Config` as ``held``."""
+
+MAX_HOLD_SECONDS: Final = 3600.0
+"""Longest wait of a module that is handed on: the cap of the cool-down."""
+
 MAX_DROPPED_RANGES = 256
 """Most ranges in one ``events`` frame; a worker with more waits for its next frame."""
 
 T = TypeVar("T")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Percent = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
+
+
+class Hold(msgspec.Struct, kw_only=True):
+    """What an earlier process of a worker knew of a module's own breaker; a module it names is not forgiven.
+
+    Attributes:
+        level: The n of the cool-down's exponent.
+        trips: How often the module was stopped, ever.
+        cause: Why it was stopped last.
+        phase: ``open``: it may start after the wait, on probation. ``latched``: not before a reset or changed settings.
+        retry_in_seconds: Wait that is left while open.
+    """
+
+    phase: Literal["closed", "open", "latched"] = "closed"
+    level: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    trips: Count = 0
+    cause: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    retry_in_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Config(msgspec.Struct, kw_only=True):
     """Down: the whole configuration of a worker; the latest one wins.
 
-    ``settings`` is the module's table, or a table of tables by module name where the worker has several.
+    ``settings`` is the module's table, or a table of tables by module name where the worker has several. The numbers
+    of the budget (percent of one core, seconds) are what the runtime paces long work by and judges its modules with.
+    With ``dry_run`` it stops none of them and only says whom it would. ``held`` counts in a process's first
+    configuration only: what an earlier process knew of its modules' breakers.
     """
 
     revision: int
@@ -41,22 +70,34 @@ class Config(msgspec.Struct, kw_only=True):
     log_level: LogLevel = "info"
     beat_seconds: float = 5.0
     events_per_second: float = 1000.0
+    cpu_trip_percent: Percent = 5.0
+    cpu_trip_samples: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 12
+    cpu_quota_percent: Percent = 10.0
+    sample_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
+    dry_run: bool = False
+    held: dict[str, Hold] = {}
 
 
 class Control(msgspec.Struct):
-    """Down: ``degrade`` asks the worker to do less, ``normal`` ends that."""
+    """Down: ``degrade`` asks the worker to do less, ``normal`` ends that, ``reset`` closes its modules' breakers."""
 
-    action: Literal["degrade", "normal"]
+    action: Literal["degrade", "normal", "reset"]
 
 
 class Task(msgspec.Struct, kw_only=True):
-    """Down: one piece of work, answered by a `Result` with the same id."""
+    """Down: one piece of work, answered by a `Result` with the same id.
+
+    While it runs, and for `allowance_seconds` from its start at most, it may use `allowance_percent` of one core
+    instead of its module's share of ``cpu_trip_percent``; never more than ``cpu_quota_percent``. 0: no allowance.
+    """
 
     id: str
     task: str
     module: str = ""
     arguments: dict[str, Any] = {}
     not_after: float | None = None
+    allowance_percent: Annotated[float, msgspec.Meta(ge=0, le=100_000)] = 0.0
+    allowance_seconds: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 0.0
 
 
 class Ack(msgspec.Struct):
@@ -82,25 +123,62 @@ class Ready(msgspec.Struct, kw_only=True):
     modules: Annotated[list[str], msgspec.Meta(max_length=64)] = []
 
 
+ModuleState = Literal["starting", "running", "backoff", "tripped", "latched", "stopped"]
+
+
 class ModuleBeat(msgspec.Struct, kw_only=True):
-    """One module inside a beat. ``cpu_seconds`` is its thread's CPU time."""
+    """One module inside a beat.
+
+    Attributes:
+        name: Its name in the worker.
+        state: ``backoff`` waits after a failure, ``tripped`` after it was stopped for what it used; ``latched`` waits
+            for a reset or changed settings.
+        restarts: How often it was started again.
+        cpu_seconds: CPU time of its thread so far.
+        last_task: The piece of work that it does or did last: a task, a ticker, or what it called its work itself.
+        error: What was wrong last; empty once it has run well for a minute.
+        cpu_percent: CPU time of its thread in the last sample, percent of one core.
+        degraded: It was asked to do less: by the agent, or for what it used itself.
+        probation: It was stopped before, and is stopped again at the next breach.
+        level: The n of its breaker's cool-down.
+        trips: How often it was stopped for what it used.
+        would_trips: How often it would have been stopped, were it not for ``dry_run``.
+        cause: Why it was stopped last.
+        retry_in_seconds: Wait that is left while tripped; None while latched.
+        allowance_percent: CPU that the task which runs now may use, percent of one core; 0: no more than usual.
+    """
 
     name: Annotated[str, msgspec.Meta(max_length=128)]
-    state: Literal["starting", "running", "backoff", "stopped"] = "running"
+    state: ModuleState = "running"
     restarts: Count = 0
     cpu_seconds: float = 0.0
     last_task: Annotated[str, msgspec.Meta(max_length=128)] = ""
     error: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    cpu_percent: float = 0.0
+    degraded: bool = False
+    probation: bool = False
+    level: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    trips: Count = 0
+    would_trips: Count = 0
+    cause: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    retry_in_seconds: float | None = 0.0
+    allowance_percent: float = 0.0
 
 
 class Beat(msgspec.Struct, kw_only=True):
-    """Up: the worker is alive. ``emitted`` counts events numbered so far, by priority."""
+    """Up: the worker is alive. ``emitted`` counts events numbered so far, by priority.
+
+    ``degraded`` is what the last `Control` asked for. ``last_module`` is the module that used the most CPU time since
+    the beat before (the only one, where there is one): its ``last_task`` is what a breach is put down to.
+    """
 
     emitted: dict[Priority, Count] = {}
     queued: Count = 0
     queued_bytes: Count = 0
     dropped: dict[Annotated[str, msgspec.Meta(max_length=64)], Count] = {}
     modules: Annotated[list[ModuleBeat], msgspec.Meta(max_length=64)] = []
+    degraded: bool = False
+    last_module: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 DroppedRange = tuple[Number, Number, Annotated[str, msgspec.Meta(max_length=64)]]
@@ -148,6 +226,42 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 Up = Ready | Beat | Events | Log | Applied | Result
+
+
+def holds_of(beat: Beat, ago: float) -> dict[str, Hold]:
+    """Return what the next process has to know of the modules' breakers, for `Config.held`.
+
+    Args:
+        beat: The last beat of the process before.
+        ago: Seconds since that beat, of a monotonic clock; negative counts as 0.
+    """
+    holds = {}
+    for module in beat.modules:
+        if module.state not in ("tripped", "latched") and not module.probation and not module.trips:
+            continue
+        hold = Hold(level=module.level, trips=module.trips, cause=module.cause)
+        if module.state == "latched":
+            hold.phase = "latched"
+        elif module.state == "tripped":
+            hold.phase = "open"
+            # Of what a worker claims only a sensible number is believed.
+            left = module.retry_in_seconds if module.retry_in_seconds is not None else 0.0
+            hold.retry_in_seconds = min(max(left - max(ago, 0.0), 0.0), MAX_HOLD_SECONDS) if left == left else 0.0
+        elif module.probation:
+            hold.phase = "open"
+        holds[module.name] = hold
+    return holds
+
+
+def last_work_of(beat: Beat | None) -> tuple[str, str]:
+    """Return module and piece of work that a breach of the worker is put down to; empty where nothing is known."""
+    if beat is None:
+        return "", ""
+    for module in beat.modules:
+        if module.name == beat.last_module:
+            return module.name, module.last_task
+    return beat.last_module, ""
+
 
 _DOWN: dict[str, msgspec.msgpack.Decoder[Down]] = {
     kind: msgspec.msgpack.Decoder(struct)

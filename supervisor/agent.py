@@ -28,16 +28,17 @@ from garrison.supervisor.events.own import OwnEvents
 from garrison.supervisor.events.pipeline import Pipeline
 from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.exitcodes import ExitCode
+from garrison.supervisor.hostwatch.watchman import Surroundings, Watchman
 from garrison.supervisor.killswitch import KillSwitch, kill_groups
-from garrison.supervisor.lifecycle import ALIVE
 from garrison.supervisor.linux import become_subreaper
+from garrison.supervisor.looking import Looker
 from garrison.supervisor.notify import Notifier
 from garrison.supervisor.nursery.keeper import NurseryKeeper
 from garrison.supervisor.presence.choose import make_presence
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.reconciler import Reconciler
 from garrison.supervisor.remembering import Remembering
-from garrison.supervisor.sampler import SAMPLE_SECONDS, Sampler
+from garrison.supervisor.sampler import Sampler
 from garrison.supervisor.settings import (
     ConfigurationError,
     Settings,
@@ -67,6 +68,7 @@ LEAVE_SECONDS = 1.0
 """How long an orderly stop tries to take the host out of etcd; after that its lease does."""
 DRAIN_SECONDS = 3.0
 """How long an orderly stop waits for the sink, and for the state files."""
+TICK_SECONDS = 5.0
 CLOSE_SECONDS = 15.0
 """How long, beyond its grace, a worker's end may take in an orderly stop: kill, reaping, removal of its node."""
 
@@ -93,6 +95,7 @@ class Agent:
         self._ready = False
         self._suspended = False
         self._stopping = False
+        self._remembering = False
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self._release: asyncio.TimerHandle | None = None
 
@@ -137,13 +140,16 @@ class Agent:
 
     def _build(self) -> None:
         settings, agent = self.settings, self.settings.agent
-        remembered = self.remembering = Remembering(agent.state_dir, self.host, self._trouble("state"))
+        policy = Policy()
+        remembered = self.remembering = Remembering(agent.state_dir, self.host, self._trouble("state"), policy)
         for what, error in remembered.errors.items():
             self.problems.set(what, error)
             if error:
                 _log.error("%s", error)
         self.notifier = Notifier()
-        self.sampler = Sampler(self.cgroups)
+        userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
+        paused = None if userspace is None else userspace.throttling
+        self.sampler = Sampler(self.cgroups, paused)
         self.pipeline = Pipeline(
             FileSink(settings.sink.file.path, settings.sink.file.max_bytes), self.host, self._trouble("sink")
         )
@@ -180,18 +186,36 @@ class Agent:
             host=self.host,
             state_dir=agent.state_dir,
             grace=lambda: self.settings.agent.stop_grace_seconds,
-            policy=Policy(),
+            policy=policy,
             place=self.place,
             nursery=self.nursery.get,
             forward=self._forward,
+            congested=self.pipeline.congested,
             emit_state=self.emit_state,
             log=_worker_log,
             next_epoch=remembered.next_epoch,
             changed=self._changed,
             process_limits=self._process_limits,
+            sampler=self.sampler,
+            remember=self._remember_soon,
+            dry_run=lambda: self.settings.agent.dry_run,
         )
         self.control = ControlServer(os.path.join(agent.run_dir, "control.sock"), Operations(self))
-        self._userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
+        enforce = None if userspace is None else lambda now: userspace.enforce(self.workers, now)
+        self.looker = Looker(self.workers, self.sampler, enforce=enforce)
+        self.watchman = Watchman(
+            Surroundings(
+                host=self.host,
+                cgroups=self.cgroups,
+                pipeline=self.pipeline,
+                problems=self.problems,
+                emit_state=self.emit_state,
+                settings=lambda: self.settings,
+                budget=lambda: self.node.budget,
+                workers=lambda: self.workers,
+                paused=paused,
+            )
+        )
 
     async def _start(self) -> None:
         _log.info(
@@ -227,6 +251,8 @@ class Agent:
             ) from error
         self._house_task = self._loop.create_task(self._keep_house(), name="house")
         self._tick_task = self._loop.create_task(self._tick(), name="tick")
+        self._look_task = self._loop.create_task(self.looker.run(), name="look")
+        self._watch_task = self._loop.create_task(self.watchman.run(), name="watchman")
         try:
             await self.control.start()
         except ControlSocketError as error:
@@ -277,7 +303,7 @@ class Agent:
         self._stopping = True
         self.notifier.stopping("stopping the workers")
         _log.info("stopping")
-        for task in ("_house_task", "_tick_task"):
+        for task in ("_house_task", "_tick_task", "_look_task", "_watch_task"):
             if hasattr(self, task):
                 getattr(self, task).cancel()
         if self.presence is not None:
@@ -295,6 +321,8 @@ class Agent:
             _log.error("%d events could not be delivered before the end: %s", lost, self.pipeline.error)
         self._save_cache()
         self._save_local()
+        self._save_breakers()
+        self.remembering.save_history()
         await _in_thread(self.remembering.writer.close, DRAIN_SECONDS)
         try:
             self.cgroups.cleanup()
@@ -364,7 +392,8 @@ class Agent:
                 continue  # its predecessor still has the node; when it is gone this comes round again
             if worker is None:
                 taken = self.remembering.cached.taken.get(name)
-                self.workers[name] = WorkerSupervisor(name, definition, wanted, self._services, taken)
+                record = self.remembering.breakers.of(name)
+                self.workers[name] = WorkerSupervisor(name, definition, wanted, self._services, taken, record)
             else:
                 worker.want(wanted, definition)
         for name in self.workers.keys() - desired.workers.keys():
@@ -519,8 +548,9 @@ class Agent:
         )
 
     def emit_state(self, action: str, fields: dict[str, Any]) -> None:
-        """Emit an event of the agent itself."""
+        """Emit an event of the agent itself, and keep it in the history."""
         self._own.emit(action, fields)
+        self.remembering.happened(action, fields)
 
     def _forward(self, worker: str, ledger: WorkerLedger, priority: Priority, count: int, data: bytes) -> None:
         self.pipeline.put(Batch(worker, ledger, priority, count, data, worker))
@@ -548,6 +578,17 @@ class Agent:
             self.settings.workers,
             {name: worker.configuration.taken for name, worker in self.workers.items()},
         )
+
+    def _remember_soon(self) -> None:
+        """Have the breakers written in this turn of the loop, once for all that changes in it."""
+        if not self._remembering:
+            self._remembering = True
+            self._loop.call_soon(self._save_breakers)
+
+    def _save_breakers(self) -> None:
+        self._remembering = False
+        records = {name: worker.guard.record for name, worker in self.workers.items()}
+        self.remembering.save_breakers(records, self.settings.workers)
 
     def _save_local(self) -> None:
         self.remembering.save_local(self.killswitch.state, self.reconciler.overrides)
@@ -582,28 +623,13 @@ class Agent:
         _log.warning("%s", text)
 
     async def _tick(self) -> None:
-        """Sample, and tell the service manager's watchdog that the loop turns."""
+        """Tell the service manager's watchdog that the loop turns."""
         interval = self.notifier.watchdog_interval()
-        period = min(SAMPLE_SECONDS, interval or SAMPLE_SECONDS, 1.0 if self._userspace else SAMPLE_SECONDS)
+        period = min(TICK_SECONDS, interval or TICK_SECONDS)
         while True:
             await asyncio.sleep(period)
             self.notifier.watchdog()
             self._present()
-            try:
-                self._sample()
-            except Exception:  # noqa: BLE001  without this task the service manager's watchdog would end the agent
-                _log.exception("sampling failed")
-
-    def _sample(self) -> None:
-        now = self._loop.time()
-        living = set()
-        for name, worker in self.workers.items():
-            if worker.process is not None and worker.state in ALIVE:
-                living.add((name, worker.process.epoch))
-                self.sampler.sample(name, worker.process.epoch, now, SAMPLE_SECONDS * 0.9)
-        self.sampler.keep(living)
-        if self._userspace is not None:
-            self._userspace.enforce(self.workers, now)
 
 
 def _worker_log(level: LogLevel, source: str, text: str) -> None:

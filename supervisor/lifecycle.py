@@ -37,9 +37,11 @@ class Event(StrEnum):
     FREEZE = "freeze"  # it should stand still
     THAW = "thaw"
     THAW_ON_PROBATION = "thaw on probation"
+    THAW_THROTTLED = "thaw throttled"
     STOP = "stop"  # it should not run
     ENDED = "ended"  # the process that was told to end is gone
     CRASHED = "crashed"  # the process ended by itself; it is started again after a wait
+    AGAIN = "again"  # it asked to be started again without a module that would not stop
     REFUSED = "refused"  # it could not be started; tried again after a wait
     TRIP = "trip"  # the circuit opens
     LATCH = "latch"  # the circuit opens until an operator closes it
@@ -73,8 +75,11 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.THROTTLED, Event.RESTORE): State.RUNNING,
     (State.FROZEN, Event.THAW): State.RUNNING,
     (State.FROZEN, Event.THAW_ON_PROBATION): State.PROBATION,
+    (State.FROZEN, Event.THAW_THROTTLED): State.THROTTLED,
     (State.STARTING, Event.REFUSED): State.FAILED,
     (State.STOPPING, Event.ENDED): State.STOPPED,
+    (State.STOPPING, Event.TRIP): State.TRIPPED,
+    (State.STOPPING, Event.LATCH): State.LATCHED,
     (State.FAILED, Event.TRIP): State.TRIPPED,
     (State.FAILED, Event.LATCH): State.LATCHED,
     (State.KILLED, Event.RELEASE): State.STOPPED,
@@ -85,6 +90,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     **{(state, Event.FREEZE): State.FROZEN for state in WORKING},
     **{(state, Event.STOP): State.STOPPING for state in (*WORKING, State.STARTING, State.FROZEN)},
     **{(state, Event.CRASHED): State.FAILED for state in (*WORKING, State.STARTING, State.FROZEN)},
+    **{(state, Event.AGAIN): State.STOPPED for state in (*WORKING, State.STARTING, State.FROZEN)},
     **{(state, Event.TRIP): State.TRIPPED for state in (*WORKING, State.STARTING, State.FROZEN)},
     **{(state, Event.LATCH): State.LATCHED for state in (*WORKING, State.STARTING, State.FROZEN)},
     **{(state, Event.STOP): State.STOPPED for state in _OPEN},

@@ -36,3 +36,25 @@ def die_with_parent() -> None:
         OSError: The kernel refused.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def boot_id() -> str:
+    """Return what tells one boot of this machine from another; empty where the kernel does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read(64).strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def run_delay(pid: int) -> float | None:
+    """Return for how long a process's main thread could have run and got no CPU, seconds since its start.
+
+    Waiting because of a CFS quota counts too. None where the kernel does not tell (``CONFIG_SCHED_INFO``), or the
+    process is gone.
+    """
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb", buffering=0) as file:
+            return int(file.read(256).split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return None

@@ -224,6 +224,7 @@ class _Core:
         self.lock = threading.RLock()
         self.loggers: dict[str, Logger] = {}
         self.levels: dict[str, int] = {"": _INFO}
+        self.floor = _DEBUG
         self.writer: _Writer | None = None
         self.silent: dict[str, Logger] = {}
         self.suppressed = 0
@@ -231,12 +232,12 @@ class _Core:
         self.stderr_lost = 0
 
     def threshold(self, source: str) -> int:
-        """Return the level of a source: its own, else that of the nearest name above it."""
+        """Return the level of a source: its own, else that of the nearest name above it; never below the floor."""
         while source:
             if source in self.levels:
-                return self.levels[source]
+                return max(self.floor, self.levels[source])
             source = source.rpartition(".")[0]
-        return self.levels[""]
+        return max(self.floor, self.levels[""])
 
     def submit(self, line: Line) -> None:
         """Hand a line to the writer, or write it where there is none."""
@@ -310,6 +311,14 @@ def set_level(level: LogLevel | None, source: str = "") -> None:
             _core.levels.pop(source, None)
         else:
             _core.levels[""] = _INFO
+        for logger in _core.loggers.values():
+            logger._threshold = _core.threshold(logger.name)  # noqa: SLF001  (the same module)
+
+
+def set_floor(level: LogLevel) -> None:
+    """Write nothing less important than a level, whatever levels are set; ``debug`` ends that."""
+    with _core.lock:
+        _core.floor = _RANKS[level]
         for logger in _core.loggers.values():
             logger._threshold = _core.threshold(logger.name)  # noqa: SLF001  (the same module)
 

@@ -1,7 +1,8 @@
 """Tells systemd how the agent is doing: the sd_notify protocol, one datagram a message.
 
 Nothing here blocks or raises: an agent must not fail because its supervisor does not listen. What could not
-be sent is counted. The variables stay in the environment; whoever starts a child leaves `VARIABLES` out.
+be sent is counted; READY=1, without which a start fails in the end, goes out with the next message that can be
+sent. The variables stay in the environment; whoever starts a child leaves `VARIABLES` out.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Notifier:
         name = environ.get("NOTIFY_SOCKET", "")
         self._address = _address(name)
         self._socket: socket.socket | None = None
+        self._ready_owed = False
         if name and not self._address:
             self._fail(f"NOTIFY_SOCKET={name!r} is no UNIX socket's name")
 
@@ -57,7 +59,10 @@ class Notifier:
 
     def ready(self, status: str = "") -> bool:
         """The service is up, or has finished reloading."""
-        return self._send("READY=1", _status(status))
+        # A manager that is slow to read has room for few messages (net.unix.max_dgram_qlen, 10 by default), and a start
+        # of many workers fills it with status lines.
+        self._ready_owed = True
+        return self._send(_status(status))
 
     def status(self, text: str) -> bool:
         """Set the line that ``systemctl status`` shows; control characters become spaces."""
@@ -69,10 +74,12 @@ class Notifier:
 
     def stopping(self, status: str = "") -> bool:
         """The service has begun to stop."""
+        self._ready_owed = False
         return self._send("STOPPING=1", _status(status))
 
     def reloading(self) -> bool:
         """The service has begun to reload; `ready` ends that. The time stamp is what Type=notify-reload wants."""
+        self._ready_owed = False  # another one follows at the end of this
         return self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def main_pid(self, pid: int) -> bool:
@@ -94,10 +101,12 @@ class Notifier:
             if self._socket is None:
                 kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
                 self._socket = socket.socket(socket.AF_UNIX, kind)
-            self._socket.sendto("\n".join(filter(None, lines)).encode(), self._address)
+            owed = ("READY=1",) if self._ready_owed else ()
+            self._socket.sendto("\n".join(filter(None, (*owed, *lines))).encode(), self._address)
         except OSError as error:
             self._fail(str(error))
             return False
+        self._ready_owed = False
         return True
 
     def _fail(self, why: str) -> None:

@@ -6,35 +6,70 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
+from garrison.supervisor.breaker import Policy, Record
+from garrison.supervisor.carrying import Carried
 from garrison.supervisor.desired import Memory
+from garrison.supervisor.history import History, HistoryState
 from garrison.supervisor.killswitch import KillState, engage_locally
-from garrison.supervisor.state import CACHE_FILE, LOCAL_FILE, CachedState, LocalState, Override, StateWriter, read
+from garrison.supervisor.linux import boot_id
+from garrison.supervisor.state import (
+    BREAKERS_FILE,
+    CACHE_FILE,
+    HISTORY_FILE,
+    LOCAL_FILE,
+    BreakersState,
+    CachedState,
+    LocalState,
+    Override,
+    StateWriter,
+    read,
+)
 from garrison.supervisor.stores.base import Snapshot
 from garrison.supervisor.worker.configuration import Offer
 
+HISTORY_DELAY_SECONDS = 2.0
+"""What happens within this time goes to the disk with one write."""
 CACHE_DELAY_SECONDS = 1.0
 """Changes within this time are cached with one write."""
 
 
 class Remembering:
-    """Reads the two state files once, and has them written when something has changed.
+    """Reads the state files once, and has them written when something has changed.
 
     Args:
         folder: Where they are.
         host: Host name, for the jitter of retries.
         on_trouble: Called from the writer's thread with what is wrong, and with "" when it is over.
+        policy: The breakers' numbers.
 
     Attributes:
         errors: Why a file could not be used, by what it holds.
+        breakers: What an earlier master knew of each worker's breaker.
+        history: What has happened lately.
     """
 
-    def __init__(self, folder: str, host: str, on_trouble: Callable[[str], None]) -> None:
+    def __init__(self, folder: str, host: str, on_trouble: Callable[[str], None], policy: Policy | None = None) -> None:
         local, local_error = read(folder, LOCAL_FILE, LocalState)
         cached, cache_error = read(folder, CACHE_FILE, CachedState)
-        self.errors = {"local state": local_error, "cache": cache_error}
+        breakers, breakers_error = read(folder, BREAKERS_FILE, BreakersState)
+        history, history_error = read(folder, HISTORY_FILE, HistoryState)
+        if breakers_error:
+            breakers_error += "; every worker starts on probation, and its next breach latches it"
+        self.errors = {
+            "local state": local_error,
+            "cache": cache_error,
+            "breakers": breakers_error,
+            "history": history_error,
+        }
+        self._boot = boot_id()
+        self.breakers = Carried(
+            breakers, lost=bool(breakers_error), boot=self._boot, now=time.monotonic(), policy=policy or Policy()
+        )
+        self.history = History(history)
         self.local = local or LocalState()
         if local_error:
             # It may have said that nothing is to run here, and a killswitch that cannot be read is engaged.
@@ -44,6 +79,7 @@ class Remembering:
         self.writer = StateWriter(folder, host, on_trouble)
         self._epochs = dict(self.cached.epochs)
         self._timer: asyncio.TimerHandle | None = None
+        self._history_timer: asyncio.TimerHandle | None = None
 
     def seed(self) -> Snapshot | None:
         """Return the cached snapshot, at least as new as the killswitch that was saved beside it.
@@ -71,6 +107,30 @@ class Remembering:
     def save_local(self, killswitch: KillState, overrides: Mapping[str, Override]) -> None:
         """Have what was decided on this host written at once."""
         self.writer.save(LOCAL_FILE, LocalState(killswitch=killswitch, overrides=dict(overrides)))
+
+    def save_breakers(self, records: Mapping[str, Record], defined: Iterable[str]) -> None:
+        """Have the breakers written at once: a crash of ours must not forgive what a worker has done to its host.
+
+        Args:
+            records: Of the workers there are.
+            defined: The workers of the configuration. Of one that has not been made yet the old record is still good.
+        """
+        old = self.breakers.all()
+        kept = {name: old[name] for name in defined if name in old} | dict(records)
+        self.writer.save(BREAKERS_FILE, BreakersState(boot=self._boot, clock=time.monotonic(), records=kept))
+
+    def happened(self, action: str, fields: Mapping[str, Any]) -> None:
+        """Take an event of the agent into the history, and have that written soon."""
+        self.history.add(time.time(), action, dict(fields))
+        if self._history_timer is None:
+            self._history_timer = asyncio.get_running_loop().call_later(HISTORY_DELAY_SECONDS, self.save_history)
+
+    def save_history(self) -> None:
+        """Have the history written."""
+        if self._history_timer is not None:
+            self._history_timer.cancel()
+            self._history_timer = None
+        self.writer.save(HISTORY_FILE, self.history.state())
 
     def cache_soon(self, save: Callable[[], None]) -> None:
         """Have `save` called within `CACHE_DELAY_SECONDS`, once for all calls until then."""

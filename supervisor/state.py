@@ -1,6 +1,7 @@
 """What the agent keeps on disk across restarts, and the thread that writes it.
 
-Two files: what was decided on this host (killswitch, local stops), and what was last known from the store.
+Four files: what was decided on this host (killswitch, local stops), what was last known from the store, the breakers,
+and what has happened lately.
 Writing happens behind the loop's back; the latest document of each file wins. A disk that is full or
 read-only costs the memory of the last documents and a line in the status, nothing else.
 """
@@ -17,6 +18,7 @@ import msgspec
 
 from garrison.ipc.pacing import backoff
 from garrison.supervisor import statefile
+from garrison.supervisor.breaker import Record
 from garrison.supervisor.desired import Memory
 from garrison.supervisor.killswitch import KillState
 from garrison.supervisor.stores.base import Snapshot
@@ -24,6 +26,8 @@ from garrison.supervisor.worker.configuration import Offer
 
 LOCAL_FILE = "local.json"
 CACHE_FILE = "cache.json"
+BREAKERS_FILE = "breakers.json"
+HISTORY_FILE = "history.json"
 MAX_BYTES = 16 * 1024 * 1024
 """Largest state file; a store that says more to one host is not cached, and the status says so."""
 RETRY_BASE_SECONDS = 1.0
@@ -51,6 +55,18 @@ class CachedState(msgspec.Struct, kw_only=True):
     taken: dict[str, Offer] = {}
     epochs: dict[str, int] = {}
     saved_at: float = 0.0
+
+
+class BreakersState(msgspec.Struct, kw_only=True):
+    """The breakers of all workers.
+
+    ``boot`` is the kernel's boot id and ``clock`` the monotonic time of the save, seconds: the times in the records are
+    of that clock, which starts anew with each boot.
+    """
+
+    boot: str = ""
+    clock: float = 0.0
+    records: dict[str, Record] = {}
 
 
 def read(folder: str, name: str, kind: type[T]) -> tuple[T | None, str]:

@@ -34,13 +34,12 @@ def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, 
         sampler: Where its usage is known.
         now: Monotonic seconds.
     """
-    process, breaker = worker.process, worker.breaker
+    process = worker.process
     limits = worker.limits if process is not None and worker.limits is not None else limits_of(worker.desired.budget)
     cpu_percent, memory_bytes = 0.0, 0
     if process is not None and worker.state in ALIVE:
-        sample = sampler.sample(worker.name, process.epoch, now)
+        sample = sampler.peek(worker.name, process.epoch, now)
         cpu_percent, memory_bytes = round(sample.cpu_percent, 2), sample.usage.memory_working_bytes
-    wait = circuit.may_start_in(breaker, now)
     configuration = worker.configuration
     return WorkerStatus(
         name=worker.name,
@@ -56,12 +55,7 @@ def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, 
             memory_max=limits.memory_max,
             pids_max=limits.pids_max,
         ),
-        breaker=BreakerStatus(
-            state=breaker.phase,
-            trips=breaker.trips,
-            cause=breaker.cause,
-            retry_in_seconds=round(wait, 1) if wait and worker.state in BAD_STATES else None,
-        ),
+        breaker=breaker_status(worker, now),
         config=ConfigStatus(
             revision=configuration.offer.revision,
             hash=configuration.offer.hash,
@@ -76,7 +70,33 @@ def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, 
         restarts=worker.restarts,
         desired_by=worker.desired.decided_by,
         last_error=worker.last_error,
+        held=worker.held_reason,
     )
+
+
+def breaker_status(worker: WorkerSupervisor, now: float) -> BreakerStatus:
+    """Return the breaker's part of a worker's status."""
+    breaker, verdict = worker.breaker, worker.guard.verdict
+    wait = circuit.may_start_in(breaker, now)
+    status = BreakerStatus(
+        state=breaker.phase,
+        trips=breaker.trips,
+        cause=breaker.cause,
+        retry_in_seconds=round(wait, 1) if wait and worker.state in BAD_STATES else None,
+        level=breaker.level,
+        dry_run=worker.dry_run,
+    )
+    if verdict is not None:
+        status.reason = verdict.detail
+        if verdict.resource:
+            status.resource, status.value, status.limit = verdict.resource, verdict.value, verdict.limit
+            status.window_seconds = verdict.window_seconds
+    if breaker.phase == "throttled":
+        status.throttled_to_percent = breaker.cap_percent
+        status.throttled_for_seconds = round(max(0.0, breaker.throttled_until - now), 1)
+    elif breaker.phase == "probation":
+        status.probation_for_seconds = round(max(0.0, breaker.probation_until - now), 1)
+    return status
 
 
 def worker_statuses(

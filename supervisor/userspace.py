@@ -7,14 +7,25 @@ and better than nothing. That is why the mode has to be asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from garrison.supervisor.cgroups.base import Cgroups
+from garrison.supervisor.cgroups.base import Cgroups, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.lifecycle import State
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
 MAX_PAUSE_SECONDS = 30.0
 """Longest a worker stands still to pay back CPU time."""
+
+
+@dataclass(slots=True)
+class _Pauses:
+    """How a process was held to its quota: looks, those that found it standing, and how long it stood."""
+
+    looks: int = 0
+    standing: int = 0
+    seconds: float = 0.0
+    at: float | None = None
 
 
 class UserspaceCaps:
@@ -28,6 +39,7 @@ class UserspaceCaps:
         self._cgroups = cgroups
         self._seen: dict[tuple[str, int], tuple[float, float]] = {}
         self._until: dict[tuple[str, int], float] = {}
+        self._pauses: dict[tuple[str, int], _Pauses] = {}
 
     def enforce(self, workers: Mapping[str, WorkerSupervisor], now: float) -> None:
         """Look at every living worker and act.
@@ -53,10 +65,27 @@ class UserspaceCaps:
                 used = usage.memory_working_bytes
                 worker.trip("memory", f"{used} bytes in use are over its memory_max of {limit} bytes (polled)")
                 continue
+            self._count(key, now)
             self._pace(key, usage.cpu_seconds, worker.limits.cpu_quota_percent, now)
-        for gone in (self._seen.keys() | self._until.keys()) - living:
+        for gone in (self._seen.keys() | self._until.keys() | self._pauses.keys()) - living:
             self._seen.pop(gone, None)
             self._until.pop(gone, None)
+            self._pauses.pop(gone, None)
+
+    def throttling(self, worker: str, epoch: int, usage: Usage) -> Usage:
+        """Return a process's counters with the pauses: a look stands for a period, a pause for throttling."""
+        pauses = self._pauses.get((worker, epoch))
+        if pauses is None:
+            return usage
+        return replace(usage, periods=pauses.looks, throttled_periods=pauses.standing, throttled_seconds=pauses.seconds)
+
+    def _count(self, key: tuple[str, int], now: float) -> None:
+        pauses = self._pauses.setdefault(key, _Pauses())
+        pauses.looks += 1
+        if key in self._until and pauses.at is not None:
+            pauses.standing += 1
+            pauses.seconds += max(0.0, now - pauses.at)
+        pauses.at = now
 
     def _pace(self, key: tuple[str, int], cpu_seconds: float, quota_percent: float | None, now: float) -> None:
         if key in self._until:

@@ -1,4 +1,4 @@
-"""The modules that the agent's workers run in the benchmarks: idle, spinning, and a source of events."""
+"""The modules that the agent's workers run in the benchmarks: spinning, and a source of events."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Any
 import msgspec
 
 from garrison.workers.runtime.module import Module, Sandbox
-
-
-class Idle(Module):
-    """Waits for nothing: what is left is the cost of a worker itself."""
 
 
 class Spin(Module):

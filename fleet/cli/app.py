@@ -250,6 +250,34 @@ def events(
     _finish(guarded(run))
 
 
+@app.command()
+def history(
+    context: typer.Context,
+    worker: Annotated[
+        str | None,
+        typer.Argument(metavar="[WORKER]", help="Only of this worker.", autocompletion=_complete_worker),
+    ] = None,
+    last: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=1, max=1000, help="How many entries at most.")
+    ] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show what has happened to the workers, and why.
+
+    A line for each start, stop, throttle, trip, recovery and decision of the agent: time (UTC), worker, what it went
+    from and to, then cause, numbers, the module and task that ran last, and when it is tried again.
+
+    The agent keeps the last 64 of each worker on disk, so they outlive restarts of the agent and of the host.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import history as command
+
+        return command.show(context.obj, worker or "", last, as_json)
+
+    _finish(guarded(run))
+
+
 class Level(StrEnum):
     """The syslog levels, from the least important."""
 

@@ -119,6 +119,15 @@ def _of_worker(worker: WorkerStatus) -> list[Trouble]:
         )
     elif error:
         found.append(Trouble(f"{name}, last error{error}"))
+    if worker.held:
+        found.append(Trouble(f"{name} gives way to the host: {worker.held}", "nothing has to be done here"))
+    if breaker.state == "throttled":
+        found.append(
+            Trouble(
+                f"{name} is throttled for {cause}: {breaker.reason or 'no reason given'}",
+                "it has its quota back when it does with less, else it is tripped",
+            )
+        )
     if worker.config.status == "rejected":
         found.append(
             Trouble(

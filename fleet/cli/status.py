@@ -178,6 +178,12 @@ def _breaker(worker: WorkerStatus) -> Text:
         parts.append(breaker.cause)
     if breaker.retry_in_seconds is not None:
         parts.append(f"retry in {duration(breaker.retry_in_seconds)}")
+    if breaker.throttled_to_percent is not None:
+        parts.append(f"to {percent(breaker.throttled_to_percent)} % for {duration(breaker.throttled_for_seconds or 0)}")
+    if breaker.probation_for_seconds is not None:
+        parts.append(f"for {duration(breaker.probation_for_seconds)}")
+    if breaker.dry_run:
+        parts.append("dry run")
     return Text(sanitise(", ".join(parts)), style="" if breaker.state == "closed" else "yellow")
 
 

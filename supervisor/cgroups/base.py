@@ -50,8 +50,12 @@ class Usage:
         memory_bytes: All that is charged, page cache included, bytes.
         memory_working_bytes: Anonymous and unreclaimable kernel memory, bytes: what counts for the breaker.
         pids: Processes and threads now.
-        oom_kills: Processes that the kernel killed for want of memory in this node.
+        oom_kills: Processes that the kernel killed for want of memory in this node, whoever's cap it was.
         pids_refused: Forks refused by ``pids.max``.
+        memory_high_events: How often it was held back at its ``memory.high``; 0 on v1, which has none.
+        memory_max_events: How often it ran into its own memory cap, page cache that could be dropped included.
+        oom_events: How often nothing could be dropped at its *own* cap, so that the kernel looked for a victim. On
+            v1 that is not counted by the kernel and inferred: see `legacy.LegacyResources.usage`.
     """
 
     cpu_seconds: float = 0.0
@@ -63,6 +67,19 @@ class Usage:
     pids: int = 0
     oom_kills: int = 0
     pids_refused: int = 0
+    memory_high_events: int = 0
+    memory_max_events: int = 0
+    oom_events: int = 0
+
+    @property
+    def oom_origin(self) -> Literal["own", "ancestor"] | None:
+        """Whose cap killed here since the node was made: its own or that of a node above; None where none did.
+
+        A worker that the kernel picked because all of them together ran out of memory is a victim and no culprit.
+        """
+        if not self.oom_kills:
+            return None
+        return "own" if self.oom_events else "ancestor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,24 @@ class KillPlan:
     freezer: str = ""
     procs_dirs: tuple[str, ...] = ()
     quota_files: tuple[tuple[str, str], ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a new process gets into a node by itself, without the lock of the whole host that a move by pid takes.
+
+    That lock (``cgroup_threadgroup_rwsem``) waits for a grace period of the kernel, 15 ms at the median. Two ways
+    spare it: to be born in the node, and, on v1, to move oneself as a single thread (since Linux 5.5; older
+    kernels do the same under the lock). Neither proves anything: `Cgroups.place` has the last word.
+
+    Attributes:
+        born_in: The v2 directory for clone3(2) with CLONE_INTO_CGROUP, or empty.
+        tasks: The v1 files into which the process writes ``0``, in this order. The CPU cap comes last: once under
+            it, the process may have to wait for the rest of its period.
+    """
+
+    born_in: str = ""
+    tasks: tuple[str, ...] = ()
 
 
 class OomWatch(ABC):
@@ -152,9 +187,13 @@ class Cgroups(ABC):
             LimitError: Refused, or reads back as another value; the old caps are back in force.
         """
 
+    def entry(self, worker: str) -> Entry:
+        """Return how a new process gets into a node of `create` by itself; an empty one where `place` has to do it."""
+        return Entry()
+
     @abstractmethod
     def place(self, worker: str, pid: int) -> None:
-        """Move a process into the node (every hierarchy) and verify in ``/proc/PID/cgroup`` that it is there.
+        """Have a process in the node (every hierarchy), as ``/proc/PID/cgroup`` shows it; move it where it is not.
 
         Raises:
             PlacementError: It is not there, or is gone.
@@ -194,6 +233,30 @@ class Cgroups(ABC):
     @abstractmethod
     def usage(self, worker: str | None = None) -> Usage:
         """Return the counters of a node; zeros where it does not exist."""
+
+    @abstractmethod
+    def usage_of_master(self) -> Usage:
+        """Return the counters of the master and the nursery."""
+
+    @abstractmethod
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """Return a notifier of all workers together coming near their memory cap, or None: poll `usage`.
+
+        It may also notify for nothing, and counts page cache: whoever is told looks at the counters.
+
+        Args:
+            level: Where a notice is wanted, bytes charged to ``workers``, page cache included.
+
+        Raises:
+            CgroupError: The kernel refuses.
+        """
+
+    @abstractmethod
+    def io_stall_seconds(self) -> float | None:
+        """Return for how long some task of the workers has waited for block I/O; None where nobody knows.
+
+        The clock is that of ``/proc/pressure/io``: seconds in which at least one task stood still for I/O.
+        """
 
     @abstractmethod
     def oom_watch(self, worker: str) -> OomWatch | None:

@@ -22,6 +22,7 @@ __all__ = [
     "quota_us",
     "read",
     "remedy",
+    "stall_seconds",
     "text_change",
     "write",
     "write_busy",
@@ -185,6 +186,21 @@ def flat_keyed(text: str) -> dict[str, int]:
         if key and value.isascii() and value.isdigit():
             values[key] = int(value)
     return values
+
+
+def stall_seconds(text: str, kind: str) -> float:
+    """Return the total of one line of a pressure file, seconds; 0 where it has no such line (`full` of ``cpu``).
+
+    Args:
+        text: Its content: ``some avg10=0.00 avg60=0.00 avg300=0.00 total=12345``, in microseconds.
+        kind: ``some`` (at least one task stood still) or ``full`` (all that had work did).
+    """
+    for line in text.splitlines():
+        name, _, rest = line.partition(" ")
+        total = rest.rpartition("total=")[2]
+        if name == kind and total.isascii() and total.isdigit():
+            return int(total) / 1e6
+    return 0.0
 
 
 def write_busy(path: str, value: str) -> None:

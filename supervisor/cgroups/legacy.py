@@ -6,14 +6,15 @@ described by cgroupspy and accessed by this package: see `legacy_controllers`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from garrison.supervisor.cgroups.base import CPU_PERIOD_US, Limits, OomWatch, Usage
 from garrison.supervisor.cgroups.errors import CgroupError, UnsupportedError
-from garrison.supervisor.cgroups.files import Change, pages, quota_us, remedy
+from garrison.supervisor.cgroups.files import PAGE_BYTES, Change, pages, quota_us, remedy
 from garrison.supervisor.cgroups.kill import below
 from garrison.supervisor.cgroups.legacy_controllers import Cpu, CpuAccounting, Freezer, Memory, Pids
 from garrison.supervisor.cgroups.nodes import KernelCgroups
@@ -26,6 +27,9 @@ DEFAULT_SHARES = 1024
 """The kernel's default ``cpu.shares``: what ``cpu.weight`` 100 is on v2."""
 
 _STEP_SECONDS = 0.002
+
+_LAST_CHARGE_BYTES = 64 * PAGE_BYTES
+"""How far below its cap a node may be when a charge fails: the kernel charges several pages at a time."""
 
 
 class LegacyCgroups(KernelCgroups):
@@ -56,6 +60,8 @@ class LegacyResources(Resources):
         self.trees = tuple(dict.fromkeys(trees[controller] for controller in V1_CONTROLLERS))
         self.cpu_tree = trees["cpu"]
         self._by = dict(trees)
+        self._above: EventfdWatch | None = None
+        self._above_at: dict[str, int] = {}
 
     @property
     def enforced(self) -> frozenset[str]:
@@ -92,7 +98,20 @@ class LegacyResources(Resources):
                 ) from error
 
     def set_up_workers(self) -> None:
-        """Nothing further: children inherit."""
+        """Listen for all workers together running out of memory; the rest children inherit."""
+        if self._above is not None:
+            self._above.close()
+        self._above_at.clear()
+        # Without the notice a kill whose node has met its own cap counts as its own.
+        with contextlib.suppress(OSError):
+            self._above = EventfdWatch(self._by["memory"].workers)
+
+    def made(self, worker: str) -> None:
+        """Remember how often all workers together had run out of memory before."""
+        self._above_at[self._by["memory"].node(worker)] = self._ooms_above()
+
+    def _ooms_above(self) -> int:
+        return 0 if self._above is None else self._above.count()
 
     def worker_changes(self, worker: str, limits: Limits) -> list[Change]:
         """Return the writes for a worker's node, its quota at most that of ``workers``."""
@@ -138,27 +157,44 @@ class LegacyResources(Resources):
         """Return ``cpu.cfs_quota_us``."""
         return os.path.join(self.cpu_tree.node(worker), "cpu.cfs_quota_us"), "-1"
 
-    def usage(self, worker: str | None) -> Usage:
+    def usage(self, node: Callable[[Tree], str]) -> Usage:
         """Return the counters.
 
         v1 does not say which part of the kernel memory is reclaimable, so only anonymous and shared memory count
         as working memory. OOM kills and refused forks are counted in the very node: those below are added.
+
+        Nor does it count which node ran out of memory. So a kill is taken for the node's own where it has been at
+        its own cap, unless all workers together ran out of memory since the node was made: that notice comes for
+        ``workers`` and what is above it, never for a worker. (``failcnt`` would say less: it counts page cache that
+        was dropped, and stays 0 on new kernels, as seen with 6.18.)
         """
-        cpu = Cpu(self.cpu_tree.node(worker)).stat
-        memory = Memory(self._by["memory"].node(worker))
+        cpu = Cpu(node(self.cpu_tree)).stat
+        directory = node(self._by["memory"])
+        memory = Memory(directory)
         stat = memory.stat
-        pids = Pids(self._by["pids"].node(worker))
+        pids = Pids(node(self._by["pids"]))
+        kills = sum(map(_oom_kills, below(directory)))
+        limit = memory.number("limit_in_bytes")
+        met = limit is not None and memory.max_usage_in_bytes >= limit - _LAST_CHARGE_BYTES
+        above = directory in self._above_at and self._ooms_above() > self._above_at[directory]
         return Usage(
-            cpu_seconds=CpuAccounting(self._by["cpuacct"].node(worker)).usage / 1e9,
+            cpu_seconds=CpuAccounting(node(self._by["cpuacct"])).usage / 1e9,
             periods=cpu["nr_periods"],
             throttled_periods=cpu["nr_throttled"],
             throttled_seconds=cpu["throttled_time"] / 1e9,
             memory_bytes=memory.usage_in_bytes,
             memory_working_bytes=stat.get("total_rss", 0) + stat.get("total_shmem", 0),
             pids=pids.current,
-            oom_kills=sum(map(_oom_kills, below(self._by["memory"].node(worker)))),
-            pids_refused=sum(map(_pids_refused, below(self._by["pids"].node(worker)))),
+            oom_kills=kills,
+            pids_refused=sum(map(_pids_refused, below(node(self._by["pids"])))),
+            memory_max_events=max(memory.failcnt, memory.memsw_failcnt if memory.has("memsw_failcnt") else 0),
+            oom_events=kills if met and not above else 0,
         )
+
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """Return an eventfd that counts up whenever ``workers`` passes a level, in either direction."""
+        directory = self._by["memory"].workers
+        return EventfdWatch(directory, "memory.usage_in_bytes", str(level))
 
     def oom_watch(self, worker: str) -> OomWatch | None:
         """Return an eventfd on ``memory.oom_control``. On v1 the rest of the worker survives: kill it then."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from garrison.supervisor.cgroups import leftovers
-from garrison.supervisor.cgroups.base import Cgroups, KillPlan, Leftovers, Limits, Mode, OomWatch, Usage
+from garrison.supervisor.cgroups.base import Cgroups, Entry, KillPlan, Leftovers, Limits, Mode, OomWatch, Usage
 from garrison.supervisor.cgroups.errors import (
     CgroupError,
     KillError,
@@ -16,7 +16,7 @@ from garrison.supervisor.cgroups.errors import (
     PlacementError,
     UnsupportedError,
 )
-from garrison.supervisor.cgroups.files import apply, remedy
+from garrison.supervisor.cgroups.files import apply, read, remedy, stall_seconds
 from garrison.supervisor.cgroups.hierarchy import read_membership
 from garrison.supervisor.cgroups.kill import below, kill_all, listed
 from garrison.supervisor.cgroups.parts import Resources, Stopper, v1_freezers
@@ -195,6 +195,7 @@ class KernelCgroups(Cgroups):
             for tree in self._trees:
                 tree.make(tree.node(worker), fresh=True)
             self.limit(worker, limits)
+            self._resources.made(worker)
         except CgroupError:
             self.remove(worker)
             raise
@@ -207,9 +208,22 @@ class KernelCgroups(Cgroups):
 
     # Processes --------------------------------------------------------------------------------------------
 
+    def entry(self, worker: str) -> Entry:
+        """See `Cgroups.entry`."""
+        cpu = self._resources.cpu_tree
+        return Entry(
+            born_in=next((tree.node(worker) for tree in self._trees if tree.mount.version == 2), ""),
+            tasks=tuple(
+                os.path.join(tree.node(worker), "tasks")
+                for tree in sorted(self._trees, key=lambda tree: tree is cpu)
+                if tree.mount.version == 1
+            ),
+        )
+
     def place(self, worker: str, pid: int) -> None:
         """See `Cgroups.place`."""
-        for tree in self._trees:
+        missing = self._not_holding(worker, pid)
+        for tree in missing:
             node = tree.node(worker)
             try:
                 tree.place(node, pid)
@@ -219,17 +233,23 @@ class KernelCgroups(Cgroups):
                 raise PlacementError(
                     f"pid {pid} cannot be put into {node}: {error.strerror}{remedy(node, error)}"
                 ) from error
+        # A zombie can be written into cgroup.procs, too: the kernel takes it and does nothing.
+        if missing and (left := self._not_holding(worker, pid)):
+            raise PlacementError(
+                f"pid {pid} was put into {left[0].node(worker)} but /proc/{pid}/cgroup says otherwise: "
+                "it has died, or another program moves it"
+            )
+        # And v2 shows a zombie that was born in the node, or died in it, as still there.
+        if _has_died(pid):
+            raise PlacementError(f"pid {pid} of worker {worker} has died")
+
+    def _not_holding(self, worker: str, pid: int) -> list[Tree]:
+        """Return the hierarchies in which a process is not in the node."""
         try:
             membership = read_membership(pid)
         except OSError as error:
             raise PlacementError(f"pid {pid} of worker {worker} is gone: {error}") from error
-        for tree in self._trees:
-            # A zombie can be written into cgroup.procs, too: the kernel takes it and does nothing.
-            if not tree.holds(tree.node(worker), membership):
-                raise PlacementError(
-                    f"pid {pid} was put into {tree.node(worker)} but /proc/{pid}/cgroup says otherwise: "
-                    "it has died, or another program moves it"
-                )
+        return [tree for tree in self._trees if not tree.holds(tree.node(worker), membership)]
 
     def members(self, worker: str | None = None) -> Sequence[int]:
         """See `Cgroups.members`. A process that is in the node in one hierarchy only counts, too."""
@@ -266,11 +286,33 @@ class KernelCgroups(Cgroups):
     def usage(self, worker: str | None = None) -> Usage:
         """See `Cgroups.usage`."""
         try:
-            return self._resources.usage(worker)
+            return self._resources.usage(lambda tree: tree.node(worker))
         except OSError as error:
             if error.errno in _GONE:
                 return Usage()
             raise CgroupError(f"cannot read the counters of {worker or WORKERS}: {error}") from error
+
+    def usage_of_master(self) -> Usage:
+        """See `Cgroups.usage_of_master`."""
+        try:
+            return self._resources.usage(lambda tree: tree.supervisor)
+        except OSError as error:
+            raise CgroupError(f"cannot read the counters of {SUPERVISOR}: {error}") from error
+
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """See `Cgroups.memory_watch`."""
+        try:
+            return self._resources.memory_watch(level)
+        except OSError as error:
+            raise CgroupError(f"cannot watch the memory of {WORKERS}: {error}") from error
+
+    def io_stall_seconds(self) -> float | None:
+        """See `Cgroups.io_stall_seconds`: every v2 node has pressure files of its own, with or without controllers."""
+        try:
+            return stall_seconds(read(os.path.join(self._stopper.tree.workers, "io.pressure")), "some")
+        except OSError:
+            # A v1 freezer, PSI switched off, or a kernel before 4.20.
+            return None
 
     def oom_watch(self, worker: str) -> OomWatch | None:
         """See `Cgroups.oom_watch`.
@@ -298,6 +340,14 @@ class KernelCgroups(Cgroups):
     def path(self, worker: str) -> str:
         """See `Cgroups.path`."""
         return self._resources.cpu_tree.node(worker)
+
+
+def _has_died(pid: int) -> bool:
+    try:
+        # The name may hold anything; the state follows the last bracket (proc(5)).
+        return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def _children(directory: str) -> list[str]:

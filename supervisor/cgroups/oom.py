@@ -16,18 +16,22 @@ class EventfdWatch(OomWatch):
 
     Args:
         directory: The node in the memory hierarchy.
+        file: What is watched: ``memory.oom_control``, or ``memory.usage_in_bytes`` for passing a threshold.
+        argument: What the file takes with the registration: the threshold, bytes.
 
     Raises:
         OSError: The node is gone, or the kernel has no ``cgroup.event_control``.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, file: str = "memory.oom_control", argument: str = "") -> None:
+        self._count = 0
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            control = os.open(os.path.join(directory, "memory.oom_control"), os.O_RDONLY | os.O_CLOEXEC)
+            control = os.open(os.path.join(directory, file), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 # The kernel keeps the registration when the second descriptor is closed.
-                write(os.path.join(directory, "cgroup.event_control"), f"{self._fd} {control}")
+                registration = f"{self._fd} {control} {argument}".rstrip()
+                write(os.path.join(directory, "cgroup.event_control"), registration)
             finally:
                 os.close(control)
         except OSError:
@@ -41,10 +45,16 @@ class EventfdWatch(OomWatch):
     def drain(self) -> None:
         """Set the eventfd's count back to 0."""
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._fd)
+            self._count += os.eventfd_read(self._fd)
+
+    def count(self) -> int:
+        """Return how many notices there were since this was made."""
+        if self._fd >= 0:
+            self.drain()
+        return self._count
 
     def close(self) -> None:
-        """Close the eventfd, which ends the registration."""
+        """Close the eventfd, which ends the registration. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -7,7 +7,7 @@ parts, hybrid from the caps of v1 and the stopping of v2.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from garrison.supervisor.cgroups.base import Limits, OomWatch, Usage
 from garrison.supervisor.cgroups.files import Change
@@ -84,11 +84,25 @@ class Resources(ABC):
         """Return the CPU quota's file and the value that lifts it."""
 
     @abstractmethod
-    def usage(self, worker: str | None) -> Usage:
+    def usage(self, node: Callable[[Tree], str]) -> Usage:
         """Return the counters.
+
+        Args:
+            node: Returns the node's directory in a hierarchy.
 
         Raises:
             OSError: ENOENT or ENODEV where the node is gone.
+        """
+
+    def made(self, worker: str) -> None:  # noqa: B027  most versions have nothing to remember
+        """Note that a worker's node was made anew, so that its counters start at zero."""
+
+    @abstractmethod
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """Return a notifier of ``workers`` passing a level of charged bytes, or None where the kernel has none.
+
+        Raises:
+            OSError: The kernel refuses.
         """
 
     @abstractmethod

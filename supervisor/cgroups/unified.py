@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from garrison.supervisor.cgroups.base import CPU_PERIOD_US, Limits, OomWatch, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
@@ -134,22 +134,35 @@ class UnifiedResources(Resources):
         """Return ``cpu.max``."""
         return os.path.join(self._tree.node(worker), "cpu.max"), "max"
 
-    def usage(self, worker: str | None) -> Usage:
+    def usage(self, node: Callable[[Tree], str]) -> Usage:
         """Return the counters; those of absent controllers are 0 (CPU time is there without one)."""
-        node = self._tree.node(worker)
-        cpu = flat_keyed(read(os.path.join(node, "cpu.stat")))
-        memory = flat_keyed(_optional(node, "memory.stat"))
+        directory = node(self._tree)
+        cpu = flat_keyed(read(os.path.join(directory, "cpu.stat")))
+        memory = flat_keyed(_optional(directory, "memory.stat"))
+        events = flat_keyed(_optional(directory, "memory.events"))
         return Usage(
             cpu_seconds=cpu.get("usage_usec", 0) / 1e6,
             periods=cpu.get("nr_periods", 0),
             throttled_periods=cpu.get("nr_throttled", 0),
             throttled_seconds=cpu.get("throttled_usec", 0) / 1e6,
-            memory_bytes=int(_optional(node, "memory.current") or 0),
+            memory_bytes=int(_optional(directory, "memory.current") or 0),
             memory_working_bytes=working_bytes(memory),
-            pids=int(_optional(node, "pids.current") or 0),
-            oom_kills=flat_keyed(_optional(node, "memory.events")).get("oom_kill", 0),
-            pids_refused=flat_keyed(_optional(node, "pids.events")).get("max", 0),
+            pids=int(_optional(directory, "pids.current") or 0),
+            oom_kills=events.get("oom_kill", 0),
+            pids_refused=flat_keyed(_optional(directory, "pids.events")).get("max", 0),
+            memory_high_events=events.get("high", 0),
+            memory_max_events=events.get("max", 0),
+            # Counted in the node whose cap was hit and in those above it, never in those below: mm/memcontrol.c,
+            # mem_cgroup_oom. A kill is counted in the victim's node and above.
+            oom_events=events.get("oom", 0),
         )
+
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """Return a watch on the ``memory.events`` of ``workers``: ``high``, where that is set, and ``max``."""
+        from garrison.supervisor.cgroups.oom import EventsFileWatch
+
+        path = os.path.join(self._tree.workers, "memory.events")
+        return EventsFileWatch(path) if "memory" in self.enforced else None
 
     def oom_watch(self, worker: str) -> OomWatch | None:
         """Return a watch on ``memory.events``, or None where the memory controller is absent."""

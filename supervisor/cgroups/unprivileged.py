@@ -239,6 +239,24 @@ class UnprivilegedCgroups(Cgroups):
             cpu += node.ledger.update(times)
         return Usage(cpu_seconds=cpu, memory_bytes=memory, memory_working_bytes=working, pids=threads)
 
+    def usage_of_master(self) -> Usage:
+        """Return what this process uses; the nursery, which does nothing between starts, is not found here."""
+        import psutil
+
+        facts = _facts(psutil.Process())
+        if facts is None:
+            return Usage()
+        own, _, resident, private, threads = facts
+        return Usage(cpu_seconds=own, memory_bytes=resident, memory_working_bytes=private, pids=threads)
+
+    def memory_watch(self, level: int) -> OomWatch | None:
+        """None: the kernel tells nobody."""
+        return None
+
+    def io_stall_seconds(self) -> float | None:
+        """None: no node, no count."""
+        return None
+
     def oom_watch(self, worker: str) -> OomWatch | None:
         """None: the kernel tells nobody."""
         return None

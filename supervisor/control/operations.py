@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from garrison.supervisor import logs
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.control.protocol import ControlError, Dropped, VersionResult, unknown_worker
 from garrison.supervisor.control.server import Peer
-from garrison.supervisor.control.status import KillswitchResult, WorkerResult
+from garrison.supervisor.control.status import HistoryEntry, HistoryReport, KillswitchResult, WorkerResult
 from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.state import LOCAL_FILE
 from garrison.supervisor.version import VERSION
@@ -52,6 +54,8 @@ class Operations:
             return VersionResult(VERSION)
         if op == "events":
             return self._events(**args)
+        if op == "history":
+            return self._history(**args)
         who = f"uid {peer.uid}, pid {peer.pid}"
         _log.notice("%s asked for by %s: %s", op, who, args)
         if op == "kill":
@@ -65,6 +69,13 @@ class Operations:
         if worker is None:
             raise unknown_worker(name, self._agent.workers)
         return worker
+
+    def _history(self, worker: str, last: int) -> HistoryReport:
+        history = self._agent.remembering.history
+        if worker and not history.knows(worker):
+            self._worker(worker)  # one that never was is an error, one to which nothing has happened is not
+        entries = history.last(worker or None, last)
+        return HistoryReport(entries=[HistoryEntry(**msgspec.structs.asdict(entry)) for entry in entries])
 
     async def _steer(self, op: str, worker: WorkerSupervisor) -> WorkerResult:
         agent, name = self._agent, worker.name
@@ -153,8 +164,8 @@ class Operations:
             return f"whether the decision is on disk is not known: {error}"
 
     async def _events(self, follow: bool, last: int, kinds: list[str], workers: list[str]) -> AsyncIterator[object]:
-        queue: asyncio.Queue[Batch] = asyncio.Queue(SUBSCRIBER_BATCHES)
-        dropped = 0
+        queue: asyncio.Queue[Batch | None] = asyncio.Queue(SUBSCRIBER_BATCHES)
+        dropped, over = 0, False
 
         def take(batch: Batch) -> None:
             nonlocal dropped
@@ -163,11 +174,19 @@ class Operations:
             except asyncio.QueueFull:
                 dropped += batch.count
 
+        def end() -> None:
+            nonlocal over
+            over = True
+            if queue.empty():
+                queue.put_nowait(None)
+
         def wanted(batch: Batch) -> bool:
             return (not kinds or batch.priority in kinds) and (not workers or batch.about in workers)
 
         tap = self._agent.pipeline.tap
-        unsubscribe = tap.subscribe(take) if follow else None
+        if tap.closed:
+            raise _too_busy()
+        unsubscribe = tap.subscribe(take, end) if follow else None
         try:
             lines: list[bytes] = []
             for batch in tap.recent():
@@ -176,13 +195,25 @@ class Operations:
             for line in lines[-last:] if last else []:
                 yield line
             while follow:
-                batch = await queue.get()
+                if over and queue.empty():
+                    raise _too_busy()
+                taken = await queue.get()
+                if taken is None:
+                    raise _too_busy()
                 if dropped:
                     count, dropped = dropped, 0
                     yield Dropped(count)
-                if wanted(batch):
-                    for line in batch.data.splitlines():
+                if wanted(taken):
+                    for line in taken.data.splitlines():
                         yield line
         finally:
             if unsubscribe is not None:
                 unsubscribe()
+
+
+def _too_busy() -> ControlError:
+    return ControlError(
+        "the agent uses more than its own share and shows no live events now",
+        "`garrison status` says why; the events go on to the sink",
+        "busy",
+    )

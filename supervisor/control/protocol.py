@@ -30,6 +30,9 @@ MAX_REPLY_BYTES: Final = 4 * 1024 * 1024
 MAX_LAST_EVENTS: Final = 1000
 """Most past events that one ``events`` request may ask for."""
 
+MAX_HISTORY: Final = 1000
+"""Most entries that one ``history`` request may ask for."""
+
 WorkerName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 EventKind = Literal["alert", "state", "event", "metric"]
 
@@ -78,6 +81,13 @@ class KillArgs(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(max_length=512)] = ""
 
 
+class HistoryArgs(msgspec.Struct, forbid_unknown_fields=True):
+    """``history``: the last so many entries of a worker, or of all where it is empty."""
+
+    worker: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    last: Annotated[int, msgspec.Meta(ge=1, le=MAX_HISTORY)] = 50
+
+
 class EventsArgs(msgspec.Struct, forbid_unknown_fields=True):
     """``events``: the last so many, then new ones as they come where `follow`; an empty filter takes all."""
 
@@ -114,6 +124,7 @@ OPS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "kill": KillArgs,
     "release": NoArgs,
     "events": EventsArgs,
+    "history": HistoryArgs,
 }
 """The operations and the struct that checks the arguments of each."""
 

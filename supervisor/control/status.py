@@ -6,7 +6,7 @@ that either side can be the newer one; that is also why states are plain strings
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -81,12 +81,39 @@ class LimitsStatus(msgspec.Struct, kw_only=True):
 
 
 class BreakerStatus(msgspec.Struct, kw_only=True):
-    """The circuit breaker of a worker; ``closed`` is the good state. ``cause`` is that of the last trip."""
+    """The circuit breaker of a worker; ``closed`` is the good state.
+
+    Attributes:
+        state: ``closed``, ``throttled``, ``open``, ``probation`` or ``latched``.
+        trips: How often it has opened, ever.
+        cause: Of the last trip or throttle.
+        retry_in_seconds: When the next start is.
+        level: How many trips count at present: the wait doubles with each, the fifth latches.
+        reason: The last breach in words, since the master started.
+        resource: What was broken, such as ``cpu_trip_percent``; the next three are its numbers.
+        value: What was measured.
+        limit: What was allowed.
+        window_seconds: For how long.
+        throttled_to_percent: CPU quota while throttled, percent of one core; None otherwise.
+        throttled_for_seconds: What is left of that.
+        probation_for_seconds: What is left of a probation; None where it is on none.
+        dry_run: Whether breaches are only reported.
+    """
 
     state: str = "closed"
     trips: int = 0
     cause: str | None = None
     retry_in_seconds: float | None = None
+    level: int = 0
+    reason: str | None = None
+    resource: str | None = None
+    value: float | None = None
+    limit: float | None = None
+    window_seconds: float | None = None
+    throttled_to_percent: float | None = None
+    throttled_for_seconds: float | None = None
+    probation_for_seconds: float | None = None
+    dry_run: bool = False
 
 
 class ConfigStatus(msgspec.Struct, kw_only=True):
@@ -114,6 +141,7 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
         memory_bytes: What counts for the breaker: anonymous and unreclaimable kernel memory.
         desired_by: Who decides ``desired``: a store key, ``local``, or ``default``.
         last_error: Why it last failed to start or ended badly; None where it never did.
+        held: Why it stands still or does not run although it should: what the host needs; empty where nothing does.
     """
 
     name: str
@@ -130,6 +158,7 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     restarts: int = 0
     desired_by: str = ""
     last_error: str | None = None
+    held: str = ""
 
 
 class StatusReport(msgspec.Struct, kw_only=True):
@@ -152,6 +181,22 @@ class WorkerResult(msgspec.Struct, kw_only=True):
     desired: str
     desired_by: str = ""
     message: str = ""
+
+
+class HistoryEntry(msgspec.Struct, kw_only=True):
+    """One thing that has happened. ``at`` is in seconds since the epoch; an empty ``worker`` is the agent itself."""
+
+    at: float
+    number: int
+    worker: str
+    action: str
+    facts: dict[str, Any] = {}
+
+
+class HistoryReport(msgspec.Struct, kw_only=True):
+    """What ``history`` answers: oldest first."""
+
+    entries: list[HistoryEntry] = []
 
 
 class KillswitchResult(msgspec.Struct, kw_only=True):

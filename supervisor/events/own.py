@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from garrison.supervisor.events.ledger import WorkerLedger
+from garrison.supervisor.events.ledger import WorkerLedger, open_objects
 from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.events.stamp import Stamp
 
@@ -54,7 +54,7 @@ class OwnEvents:
         line = _line(document)
         self.ledger.emitted = sequence
         about = str(fields.get("worker", MODULE))
-        self._put(Batch(MODULE, self.ledger, "state", 1, self._stamp.write(line, "state"), about))
+        self._put(Batch(MODULE, self.ledger, "state", 1, self._stamp.write(open_objects(line, 1), "state"), about))
 
 
 def _line(document: dict[str, Any]) -> bytes:

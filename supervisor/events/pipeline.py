@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from garrison.ipc.messages import Priority
 from garrison.ipc.pacing import backoff
 from garrison.supervisor.events.queue import Batch, EventQueue
 from garrison.supervisor.events.tap import Tap
@@ -21,6 +22,10 @@ QUEUE_BYTES = 8 * 1024 * 1024
 """Bound of the master's queue: about 20,000 events of 400 bytes."""
 WRITE_BYTES = 1024 * 1024
 """Most bytes taken from the queue for one write."""
+CONGESTED_SHARE = 0.5
+"""Share of the queue's bound above which workers are read more slowly, as long as the sink makes progress."""
+PROGRESS_SECONDS = 0.5
+"""A sink that has taken nothing for so long makes no progress: waiting for it would help nobody."""
 RETRY_BASE_SECONDS = 0.25
 RETRY_CAP_SECONDS = 15.0
 
@@ -33,15 +38,23 @@ class Pipeline:
         host: Host name, for the jitter of retries.
         on_trouble: Called from the sink's thread with the text of a first failure, and with "" when it is over.
         max_bytes: Bound of the queue.
+
+    Attributes:
+        tap: The live view.
+        error: What is wrong with the sink now; empty where nothing is.
+        shed: Priorities whose events are dropped and counted before they cost anything more.
     """
 
     def __init__(self, sink: Sink, host: str, on_trouble: Callable[[str], None], max_bytes: int = QUEUE_BYTES) -> None:
         self.tap = Tap()
         self.error = ""
+        self.shed: frozenset[Priority] = frozenset()
         self._sink = sink
         self._host = host
         self._on_trouble = on_trouble
         self._queue = EventQueue(max_bytes)
+        self._congested_bytes = int(max_bytes * CONGESTED_SHARE)
+        self._progress_at = float("-inf")
         self._held: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._suspended = False
@@ -57,10 +70,21 @@ class Pipeline:
 
     def put(self, batch: Batch) -> None:
         """Queue a batch for the sink and show it to the tap. Never blocks for the sink."""
+        if batch.priority in self.shed:
+            batch.ledger.drop(batch.count, "shed")
+            return
         with self._changed:
             self._queue.put(batch)
             self._changed.notify_all()
         self.tap.publish(batch)
+
+    def congested(self) -> bool:
+        """True while it pays to let the sink catch up before more is put: it is behind, and it does write.
+
+        Both threads share one interpreter lock, so a busy reader of pipes can starve a sink that is fast enough.
+        """
+        behind = self._queue.bytes > self._congested_bytes
+        return behind and time.monotonic() - self._progress_at < PROGRESS_SECONDS
 
     def reopen(self) -> None:
         """Have the sink open its files anew before its next write."""
@@ -150,6 +174,8 @@ class Pipeline:
             delivered, error = 0, f"the sink {self._sink.name} failed, a mistake in the agent: {failure!r}"
         with self._changed:
             self._busy = False
+            if delivered:
+                self._progress_at = time.monotonic()
             for _ in range(min(delivered, len(self._held))):
                 batch = self._held.popleft()
                 batch.ledger.delivered += batch.count

@@ -8,6 +8,8 @@ that must not trust a reader's choice use the sink's own envelope (the Kafka hea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from garrison.ipc.messages import Priority
@@ -41,6 +43,6 @@ class Stamp:
             # Without its opening brace: it goes on where the worker's object was about to end.
             self._tails[priority] = b"," + msgspec.json.encode(fields)[1:] + b"\n"
 
-    def write(self, data: bytes, priority: Priority) -> bytes:
-        """Return the lines with the stamp; `data` has passed `ledger.check_lines`."""
-        return data.replace(b"}\n", self._tails[priority])
+    def write(self, objects: Sequence[bytes], priority: Priority) -> bytes:
+        """Return the lines with the stamp; `objects` are those of `ledger.open_objects`."""
+        return self._tails[priority].join(objects)

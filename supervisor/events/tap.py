@@ -22,10 +22,13 @@ class Tap:
         self._ring: deque[Batch] = deque()
         self._bytes = 0
         self._max_bytes = max_bytes
-        self._subscribers: set[Callable[[Batch], None]] = set()
+        self._subscribers: dict[Callable[[Batch], None], Callable[[], None]] = {}
+        self._closed = False
 
     def publish(self, batch: Batch) -> None:
         """Keep a batch and show it to every subscriber."""
+        if self._closed:
+            return
         self._ring.append(batch)
         self._bytes += batch.size
         while self._bytes > self._max_bytes and len(self._ring) > 1:
@@ -37,7 +40,31 @@ class Tap:
         """Return what is kept, oldest first."""
         return list(self._ring)
 
-    def subscribe(self, call: Callable[[Batch], None]) -> Callable[[], None]:
-        """Have `call` see each new batch; returns what ends that. `call` must not block or raise."""
-        self._subscribers.add(call)
-        return lambda: self._subscribers.discard(call)
+    @property
+    def closed(self) -> bool:
+        """Whether the master has no time for this now."""
+        return self._closed
+
+    def close(self, closed: bool) -> None:
+        """End all views and keep nothing, or begin again. Idempotent."""
+        self._closed = closed
+        if closed:
+            self._ring.clear()
+            self._bytes = 0
+            subscribers, self._subscribers = self._subscribers, {}
+            for end in subscribers.values():
+                end()
+
+    def subscribe(self, call: Callable[[Batch], None], end: Callable[[], None]) -> Callable[[], None]:
+        """Have `call` see each new batch; returns what ends that. Neither function may block or raise.
+
+        Args:
+            call: Takes a batch.
+            end: Called when there will be no more, because the tap was closed.
+        """
+        self._subscribers[call] = end
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(call, None)
+
+        return unsubscribe

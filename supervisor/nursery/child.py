@@ -1,8 +1,8 @@
 """From fork to worker: what the child does before the first instruction of worker code.
 
-Order matters. A session of its own, then the gate: until the master has put the process into its cgroup
-and verified it, nothing else happens here. Behind the gate: limits, then the parent-death signal (a change
-of user clears it, so it comes after any), then the check that the parent did not die meanwhile.
+Order matters. A session of its own, then into its cgroup as far as it can by itself, then the gate: until the
+master has verified where the process is, nothing else happens here. Behind the gate: limits, then the parent-death
+signal (a change of user clears it, so it comes after any), then the check that the parent did not die meanwhile.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from garrison.supervisor.linux import become_subreaper, die_with_parent
 from garrison.supervisor.nursery.protocol import Spawn
 
 GATE_OPEN = b"G"
+AT_THE_GATE = b"W"
+"""What a child with `tasks` of its own to write says when it has done so."""
 CONFIG_FD = 3
 EVENTS_FD = 4
 FIRST_FREE_FD = 5
@@ -30,23 +32,27 @@ COMMAND_NOT_FOUND = 127
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def become(request: Spawn, fds: list[int], nursery_pid: int) -> NoReturn:
+def become(request: Spawn, fds: list[int], nursery_pid: int, signals: tuple[int, ...]) -> NoReturn:
     """Turn this freshly forked process into the worker; never returns.
 
     Args:
         request: What to become.
-        fds: config (read), events (write), output (write), gate (read).
+        fds: config (read), events (write), output (write), gate (read; a socket where the request has `tasks`).
         nursery_pid: The parent before the fork.
+        signals: What `handled` returned there.
     """
     status = NOT_STARTED
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
         config, events, output, gate = fds
+        if request.tasks:
+            _enter(request.tasks)
+            os.write(gate, AT_THE_GATE)
         if os.read(gate, 1) != GATE_OPEN:
             # The master closed the gate: killed, not placed, or gone.
             os._exit(0)
-        _reset_signals(for_exec=bool(request.command))
+        _reset_signals(signals, for_exec=bool(request.command))
         _arrange_fds(config, events, output)
         _apply_limits(request)
         os.umask(0o077)
@@ -67,10 +73,30 @@ def become(request: Spawn, fds: list[int], nursery_pid: int) -> NoReturn:
             os._exit(status)
 
 
-def _reset_signals(*, for_exec: bool) -> None:
-    for signo in signal.valid_signals():
-        if signo in (signal.SIGKILL, signal.SIGSTOP):
-            continue
+def _enter(tasks: tuple[str, ...]) -> None:
+    for path in tasks:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"0")
+            finally:
+                os.close(fd)
+        except OSError:
+            continue  # the master finds out, and moves this process or says why that cannot be done
+
+
+def handled() -> tuple[int, ...]:
+    """Return the signals that do not have their default action in this process: what its children have to reset.
+
+    Found out once, ahead of the forks, because walking through all signals dirties 300 KiB that a child else shares.
+    """
+    fixed = (signal.SIGKILL, signal.SIGSTOP)
+    # None: a handler that was not installed by Python.
+    return tuple(int(s) for s in signal.valid_signals() if s not in fixed and signal.getsignal(s) != signal.SIG_DFL)
+
+
+def _reset_signals(signals: tuple[int, ...], *, for_exec: bool) -> None:
+    for signo in signals:
         # Python itself wants SIGPIPE ignored, other programs expect the default.
         if signo == signal.SIGPIPE and not for_exec:
             continue
@@ -109,9 +135,12 @@ def _apply_limits(request: Spawn) -> None:
         resource.setrlimit(which, (soft, hard))
     if request.nice:
         os.nice(request.nice)
-    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
-        if int(file.read()) < request.oom_score_adj:
-            file.write(b"%d" % request.oom_score_adj)
+    fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if int(os.read(fd, 16)) < request.oom_score_adj:
+            os.write(fd, b"%d" % request.oom_score_adj)
+    finally:
+        os.close(fd)
 
 
 def _exec(request: Spawn) -> int:

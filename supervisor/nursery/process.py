@@ -22,7 +22,7 @@ import setproctitle
 from garrison.supervisor.cgroups.base import KillPlan
 from garrison.supervisor.cgroups.kill import carry_out
 from garrison.supervisor.linux import become_subreaper
-from garrison.supervisor.nursery import child, protocol
+from garrison.supervisor.nursery import child, fork, protocol
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 FINAL_REAP_SECONDS = 1.0
@@ -35,6 +35,8 @@ class Nursery:
         self._sock = sock
         self._children: set[int] = set()
         self._plan = KillPlan()
+        self._forks_into_cgroups = not fork.why_not()
+        self._signals: tuple[int, ...] = ()
 
     def run(self) -> int:
         """Serve until the master is gone, then end everything; return the exit status."""
@@ -50,6 +52,7 @@ class Nursery:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         # Only the wakeup descriptor matters; a handler must exist for it to be written.
         signal.signal(signal.SIGCHLD, lambda _signo, _frame: None)
+        self._signals = child.handled()
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
@@ -90,14 +93,16 @@ class Nursery:
             procs_dirs=setup.procs_dirs,
             quota_files=setup.quota_files,
         )
+        # What it frees meanwhile leaves holes, which children fill: each costs a page that they shared before.
+        gc.disable()
         for name in setup.preload:
             try:
                 importlib.import_module(name)
             except Exception as error:  # noqa: BLE001  a worker's broken code must not take the nursery along
                 sys.stderr.write(f"garrison: nursery: {name} cannot be loaded ahead: {error!r}\n")
         # What is loaded now is shared by every child: out of the collector's sight it stays unwritten.
-        gc.collect()
         gc.freeze()
+        gc.enable()
         protocol.send(self._sock, protocol.Hello(os.getpid()))
 
     def _spawn(self, request: protocol.Spawn, fds: list[int]) -> None:
@@ -107,13 +112,13 @@ class Nursery:
                 return
             parent = os.getpid()
             try:
-                pid = os.fork()
+                pid, pidfd = self._fork(request.born_in)
             except OSError as error:
                 protocol.send(self._sock, protocol.Refused(request.id, f"fork: {error.strerror}"))
                 return
             if pid == 0:
                 try:
-                    child.become(request, fds, parent)
+                    child.become(request, fds, parent, self._signals)
                 finally:
                     # It never returns; if it did, this would go on as a second nursery.
                     os._exit(child.NOT_STARTED)
@@ -121,9 +126,7 @@ class Nursery:
         finally:
             for fd in fds:
                 os.close(fd)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
+        if pidfd is None:
             # Before Linux 5.3: the master signals through us instead.
             protocol.send(self._sock, protocol.Spawned(request.id, pid))
             return
@@ -131,6 +134,15 @@ class Nursery:
             protocol.send(self._sock, protocol.Spawned(request.id, pid), (pidfd,))
         finally:
             os.close(pidfd)
+
+    def _fork(self, node: str) -> tuple[int, int | None]:
+        if node and self._forks_into_cgroups:
+            try:
+                return fork.into(node)
+            except OSError:
+                # The master moves the child then, and knows best what to say where that fails, too.
+                pass
+        return fork.plain()
 
     def _reap(self) -> None:
         while True:
@@ -161,7 +173,7 @@ class Nursery:
         except OSError as error:
             sys.stderr.write(f"garrison: nursery: the workers node could not be killed: {error}\n")
         for pid in self._children:
-            # Also those still at their gate, outside the workers node. Unreaped, so the pid is theirs.
+            # Also those that are not in the workers node yet. Unreaped, so the pid is theirs.
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + FINAL_REAP_SECONDS
         while time.monotonic() < deadline:

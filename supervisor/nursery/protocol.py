@@ -32,7 +32,8 @@ class Spawn(msgspec.Struct, tag="spawn", kw_only=True):
     """To the nursery: fork a worker and stop it at its gate.
 
     With `command` the child becomes that program, else it runs `modules` (name, spec) in the runtime.
-    ``rlimits`` are (resource, soft, hard).
+    ``rlimits`` are (resource, soft, hard). ``born_in`` and ``tasks`` are those of `cgroups.base.Entry`. With `tasks`
+    the child says over its gate, a socket then, that it has tried them all.
     """
 
     id: int
@@ -48,6 +49,8 @@ class Spawn(msgspec.Struct, tag="spawn", kw_only=True):
     nice: int = 0
     oom_score_adj: int = 900
     subreaper: bool = False
+    born_in: str = ""
+    tasks: tuple[str, ...] = ()
 
 
 class Signal(msgspec.Struct, tag="signal"):

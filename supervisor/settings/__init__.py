@@ -3,12 +3,13 @@
 from garrison.supervisor.settings.checks import keep_fixed, needs_restart
 from garrison.supervisor.settings.load import aggregate_from, budget_from, load
 from garrison.supervisor.settings.problems import ConfigurationError, Problem
-from garrison.supervisor.settings.schema import AggregateBudget, Budget, Settings, Worker
+from garrison.supervisor.settings.schema import AggregateBudget, Budget, Pressure, Settings, Worker
 
 __all__ = [
     "AggregateBudget",
     "Budget",
     "ConfigurationError",
+    "Pressure",
     "Problem",
     "Settings",
     "Worker",

@@ -59,6 +59,97 @@ class AggregateBudget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 256 * MIB
 
 
+class Pressure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the agent gives way to its host. Everything is measured without the agent's own part.
+
+    Workers are frozen, and ended where memory is low, from the lowest `priority` up, essential ones last.
+    """
+
+    cpu_percent: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=100,
+            description="CPU time that others use, of all CPUs, above which workers are frozen; 100: never.",
+            extra={"unit": "percent of all CPUs"},
+        ),
+    ] = 90.0
+    io_percent: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=100,
+            description="Time in which all that has work to do waits for block I/O above which workers are frozen; "
+            "100: never.",
+            extra={"unit": "percent of time"},
+        ),
+    ] = 60.0
+    memory_percent: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=100,
+            description="Time in which others wait for memory above which workers are frozen; 100: never.",
+            extra={"unit": "percent of time"},
+        ),
+    ] = 20.0
+    available_min: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64 * GIB,
+            description="Available memory of the host below which workers are ended, one priority after the other. "
+            "At most a tenth of the host's memory counts; 0: never.",
+            extra={"unit": BYTES},
+        ),
+    ] = 128 * MIB
+    above_seconds: Annotated[
+        float,
+        Meta(ge=0.5, le=3600, description="How long it must be above for the first freeze.", extra={"unit": SECONDS}),
+    ] = 10.0
+    below_seconds: Annotated[
+        float,
+        Meta(
+            ge=0.5,
+            le=3600,
+            description="How long all must be below half of their bounds for the first thaw, and memory be ample "
+            "for a new start.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 30.0
+    sample_seconds: Annotated[
+        float, Meta(ge=0.1, le=60, description="Time between two looks at the host.", extra={"unit": SECONDS})
+    ] = 2.0
+    minimum_duty_percent: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=50,
+            description="Share of the time in which a worker that is frozen for the host's sake runs all the same, in "
+            "turns of 20 s, so that the host is never wholly unwatched.",
+            extra={"unit": "percent of time"},
+        ),
+    ] = 5.0
+
+
+class OwnShare(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What master and nursery may use themselves. Above it for 15 s they do less, step by step, and say so."""
+
+    cpu_percent: Annotated[
+        float,
+        Meta(ge=1, le=400, description="CPU use of master and nursery together.", extra={"unit": PERCENT}),
+    ] = 10.0
+    memory: Annotated[
+        int,
+        Meta(
+            ge=16 * MIB,
+            le=16 * GIB,
+            description="Memory of master and nursery together, without what is shared with files.",
+            extra={"unit": BYTES},
+        ),
+    ] = 128 * MIB
+
+
 class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one worker may use. Caps are the kernel's; the trip values end a worker that stays above them."""
 
@@ -71,15 +162,18 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0.5,
             le=400,
-            description="CPU use that counts as a breach when it lasts; at most `cpu_quota_percent`. This version "
-            "does not act on it yet: the quota holds the worker.",
+            description="CPU use that breaks the budget when it lasts; at most `cpu_quota_percent`. The first time the "
+            "worker is throttled to half of this for 60 s and told to do less; if that does not help, it is tripped.",
             extra={"unit": PERCENT},
         ),
     ] = 5.0
     cpu_trip_samples: Annotated[
         int,
         Meta(
-            ge=1, le=1000, description="How many samples in a row must be above `cpu_trip_percent`; not acted on yet."
+            ge=1,
+            le=1000,
+            description="How many samples in a row must be above `cpu_trip_percent`. As many above `memory_high`, near "
+            "`nofile`, or with more than twice `events_per_second` trip the worker.",
         ),
     ] = 12
     sample_seconds: Annotated[
@@ -99,7 +193,8 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=4 * MIB,
             le=16 * GIB,
-            description="Memory above which the kernel reclaims and slows the worker down; at most `memory_max`.",
+            description="Memory above which the kernel reclaims and slows the worker down; at most `memory_max`. A "
+            "worker whose own memory (no page cache) stays above it for `cpu_trip_samples` samples is tripped.",
             extra={"unit": BYTES},
         ),
     ] = 64 * MIB
@@ -113,9 +208,23 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = 96 * MIB
     pids_max: Annotated[
-        int, Meta(ge=1, le=4096, description="Most processes and threads; a fork beyond it fails in the worker.")
+        int,
+        Meta(
+            ge=1,
+            le=4096,
+            description="Most processes and threads; a fork beyond it fails in the worker. One that goes on trying in "
+            "three samples in a row is tripped.",
+        ),
     ] = 32
-    nofile: Annotated[int, Meta(ge=16, le=65536, description="Most open file descriptors of a process.")] = 256
+    nofile: Annotated[
+        int,
+        Meta(
+            ge=16,
+            le=65536,
+            description="Most open file descriptors of a process. At 90 % of it for `cpu_trip_samples` samples the "
+            "worker is tripped.",
+        ),
+    ] = 256
     events_per_second: Annotated[
         float,
         Meta(
@@ -131,10 +240,25 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0.1,
             le=60,
-            description="Time between two signs of life. This version shows them and does not yet act on missing ones.",
+            description="Time between two signs of life. A worker that gives none for three of them, counting only "
+            "time in which it could run, is tripped.",
             extra={"unit": SECONDS},
         ),
     ] = 5.0
+    force: Annotated[
+        bool,
+        Meta(
+            description="What happens when a smaller `memory_max` does not hold what the running worker uses: false "
+            "refuses it and the old one stays, true trips the worker, which starts again under the new one."
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        Meta(
+            description="Whether what the breaker would do to this worker is only reported. Its caps hold all the "
+            "same, and what has ended by itself, or broken the contract of its pipes, still waits for its next start."
+        ),
+    ] = False
 
 
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -265,7 +389,16 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"restart": True},
         ),
     ] = False
+    dry_run: Annotated[
+        bool,
+        Meta(
+            description="Whether throttling, tripping and giving way to the host are only reported, for all workers. "
+            "Caps hold all the same."
+        ),
+    ] = False
     budget: Annotated[AggregateBudget, Meta(description="Caps of all workers together.")] = AggregateBudget()
+    pressure: Annotated[Pressure, Meta(description="When the agent gives way to its host.")] = Pressure()
+    own: Annotated[OwnShare, Meta(description="What the agent may use without its workers.")] = OwnShare()
 
 
 class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,15 +9,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from garrison.supervisor.budget.aggregate import ACT_AT
 from garrison.supervisor.cgroups.base import Cgroups, Limits
-from garrison.supervisor.cgroups.errors import CgroupError
+from garrison.supervisor.cgroups.errors import CgroupError, LimitError
 from garrison.supervisor.settings import AggregateBudget
 from garrison.supervisor.worker.launch import Place
 
 
 def aggregate_limits(budget: AggregateBudget) -> Limits:
-    """Return the caps of the node for the budget of all workers."""
-    return Limits(cpu_quota_percent=budget.cpu_quota_percent, memory_max=budget.memory_max)
+    """Return the caps of the node for the budget of all workers.
+
+    ``memory_high`` is where the agent acts: from there on the kernel (v2) slows them down and tells us, so that the
+    agent chooses who has to go before the kernel does.
+    """
+    return Limits(
+        cpu_quota_percent=budget.cpu_quota_percent,
+        memory_high=int(ACT_AT * budget.memory_max),
+        memory_max=budget.memory_max,
+    )
 
 
 class WorkersNode:
@@ -51,9 +60,17 @@ class WorkersNode:
         """Change the caps.
 
         Raises:
-            CgroupError: Refused; the old ones stay.
+            CgroupError: Refused; the old ones stay. A smaller memory cap that does not hold what the workers use is not
+                even written, because the kernel would kill to make it fit.
         """
         with self._lock:
+            if budget.memory_max < self.budget.memory_max:
+                used = self._cgroups.usage(None).memory_working_bytes
+                if used > budget.memory_max:
+                    raise LimitError(
+                        f"the workers use {used} bytes, more than the new memory_max of {budget.memory_max}: "
+                        "stop one first"
+                    )
             self._cgroups.limit_aggregate(aggregate_limits(budget))
             self.budget = budget
 

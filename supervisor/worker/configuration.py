@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from garrison.ipc.messages import Config, LogLevel
+from garrison.ipc.messages import Config, Hold, LogLevel
+from garrison.supervisor.settings import Budget
 
 Status = Literal["pending", "applied", "rejected"]
 
@@ -19,6 +20,24 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     rules: Any = None
     log_level: LogLevel = "info"
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is told of its budget, to pace itself by; units are those of `Budget`."""
+
+    beat_seconds: float
+    events_per_second: float
+    cpu_trip_percent: float
+    cpu_trip_samples: int
+    cpu_quota_percent: float
+    sample_seconds: float
+    dry_run: bool
+
+
+def pace_of(budget: Budget, *, dry_run: bool = False) -> Pace:
+    """Return what of a budget the worker is told; `dry_run`: its own or the whole agent's."""
+    told = {name: getattr(budget, name) for name in Pace.__struct_fields__ if name != "dry_run"}
+    return Pace(**told, dry_run=dry_run)
 
 
 class ConfigurationState:
@@ -47,17 +66,22 @@ class ConfigurationState:
         self.offer, self.status, self.error = offer, "pending", None
         return True
 
-    def first(self, beat_seconds: float, events_per_second: float) -> Config:
-        """Return what a new process is told: the offer, or what was taken last where the offer was refused."""
-        self._sent.clear()
-        return self.current(beat_seconds, events_per_second)
+    def first(self, pace: Pace, held: dict[str, Hold] | None = None) -> Config:
+        """Return what a new process is told: the offer, or what was taken last where the offer was refused.
 
-    def current(self, beat_seconds: float, events_per_second: float) -> Config:
+        Args:
+            pace: Of its budget.
+            held: What an earlier process knew of its modules' own breakers.
+        """
+        self._sent.clear()
+        return msgspec.structs.replace(self.current(pace), held=held or {})
+
+    def current(self, pace: Pace) -> Config:
         """Return the frame for what holds now: the offer, or what was taken last where the offer was refused."""
         refused = self.status == "rejected" and self.taken is not None
-        return self.config(beat_seconds, events_per_second, self.taken if refused else self.offer)
+        return self.config(pace, self.taken if refused else self.offer)
 
-    def config(self, beat_seconds: float, events_per_second: float, offer: Offer | None = None) -> Config:
+    def config(self, pace: Pace, offer: Offer | None = None) -> Config:
         """Return the frame for an offer, under a number of its own, so that each answer finds its offer."""
         chosen = offer if offer is not None else self.offer
         self._number += 1
@@ -70,8 +94,7 @@ class ConfigurationState:
             settings=chosen.settings,
             rules=chosen.rules,
             log_level=chosen.log_level,
-            beat_seconds=beat_seconds,
-            events_per_second=events_per_second,
+            **msgspec.structs.asdict(pace),
         )
 
     def answered(self, number: int, ok: bool, error: str | None) -> Offer | None:

@@ -21,6 +21,13 @@ def describe_exit(report: Exited) -> str:
     return f"exit status {os.WEXITSTATUS(report.status)}"
 
 
+def exit_status(report: Exited | None) -> int | None:
+    """Return the exit status of a process that ended by itself; None where a signal or nobody knows what ended it."""
+    if report is None or os.WIFSIGNALED(report.status):
+        return None
+    return os.WEXITSTATUS(report.status)
+
+
 def facts_of(pid: int, epoch: int, report: Exited | None, lost: int) -> dict[str, Any]:
     """Return what an event tells of an ended process.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from garrison.ipc.messages import Applied, Beat, Events, Log, LogLevel, Ready, Result
+import msgspec
+
+from garrison.ipc.messages import Applied, Beat, Events, Hold, Log, LogLevel, ModuleBeat, Ready, Result
 from garrison.ipc.pacing import TokenBucket
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.events.stamp import Stamp
+from garrison.supervisor.sampler import Facts
+from garrison.supervisor.worker import modules
 from garrison.supervisor.worker.configuration import ConfigurationState
 from garrison.supervisor.worker.services import Services
 
@@ -19,6 +23,8 @@ LOG_LINES_PER_SECOND = 20.0
 LOG_BURST_LINES = 100.0
 MAX_LOG_SOURCES = 32
 """Module names of one worker that get a log source of their own; the agent has room for a bounded number."""
+MODULE_EVENTS_PER_MINUTE = 10
+"""Events about its modules' breakers that a worker may cause: what it says of them is a claim."""
 MAX_ERROR_TEXT = 500
 
 
@@ -52,6 +58,7 @@ class Intake:
 
     Attributes:
         said: The last line that the process printed, or the last error that it logged.
+        beats: Signs of life of the process.
     """
 
     def __init__(
@@ -64,6 +71,11 @@ class Intake:
         hooks: Hooks,
     ) -> None:
         self.said = ""
+        self.beats = 0
+        self._base = (0, 0)
+        self._modules: dict[str, ModuleBeat] = {}
+        self._ready = False
+        self._module_bucket = TokenBucket(MODULE_EVENTS_PER_MINUTE / 60, MODULE_EVENTS_PER_MINUTE)
         self._name = name
         self._services = services
         self._ledger = ledger
@@ -75,9 +87,13 @@ class Intake:
         self._log_suppressed = 0
         self._log_sources: set[str] = set()
 
-    def begin(self, epoch: int) -> None:
-        """Note that what comes from now on is of another process."""
+    def begin(self, epoch: int, held: Mapping[str, Hold]) -> None:
+        """Note that what comes from now on is of another process, which was told `held` of its modules."""
         self.said = ""
+        self.beats = 0
+        self._base = self._ledger.emitted, self._ledger.dropped["rate_limit"]
+        self._modules = modules.handed(held)
+        self._ready = False
         self._stamp = Stamp(self._services.host, self._name, epoch)
 
     def limit(self, rate: float) -> None:
@@ -86,19 +102,42 @@ class Intake:
 
     def on_ready(self, ready: Ready) -> None:
         """See `Hooks`."""
+        self._ready = True
         self._hooks.ready(ready)
 
-    def on_beat(self, beat: Beat) -> None:
-        """Nothing follows from a single beat here; the process keeps the last one."""
+    def facts(self, pid: int) -> Facts:
+        """Return the counters of the process for the sampler."""
+        emitted, limited = self._base
+        return Facts(
+            pid=pid,
+            beats=self.beats,
+            emitted=self._ledger.emitted - emitted,
+            rate_limited=self._ledger.dropped["rate_limit"] - limited,
+        )
 
-    def on_events(self, batch: Events) -> None:
+    def on_beat(self, beat: Beat) -> None:
+        """Count it, and tell what it says of the breakers of the worker's modules."""
+        self.beats += 1
+        if not self._ready:
+            return  # sent before the process had been told of its modules: it knows nothing of them yet
+        for action, fields in modules.changes(self._modules, beat):
+            if self._module_bucket.admit(1, self._now()):
+                self._log(
+                    "warning" if action in ("module-tripped", "module-latched") else "notice", f"{action}: {fields}"
+                )
+                self._services.emit_state(action, {"worker": self._name, **fields})
+        # What the agent asked of all of them is no state of their own.
+        own = [msgspec.structs.replace(module, degraded=False) if beat.degraded else module for module in beat.modules]
+        self._modules = {module.name: module for module in own}
+
+    def on_events(self, batch: Events, objects: list[bytes]) -> None:
         """Admit a batch by the worker's rate, stamp it and pass it on."""
         if batch.count == 0:
             return
         if self._stamp is None or not self._bucket.admit(batch.count, self._now()):
             self._ledger.drop(batch.count, "rate_limit")
             return
-        data = self._stamp.write(batch.data, batch.priority)
+        data = self._stamp.write(objects, batch.priority)
         self._services.forward(self._name, self._ledger, batch.priority, batch.count, data)
 
     def on_log(self, log: Log) -> None:

@@ -6,21 +6,27 @@ read back, or after the killswitch was engaged.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import resource
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from garrison.ipc.messages import Config
 from garrison.supervisor.cgroups.base import Cgroups, Limits
-from garrison.supervisor.cgroups.errors import CgroupError
+from garrison.supervisor.cgroups.errors import CgroupError, PlacementError
 from garrison.supervisor.events.ledger import WorkerLedger
+from garrison.supervisor.nursery.child import AT_THE_GATE
 from garrison.supervisor.nursery.client import NurseryClient, NurseryDiedError
 from garrison.supervisor.nursery.protocol import Spawn
 from garrison.supervisor.worker.process import Listener, WorkerProcess
 
+AT_GATE_SECONDS = 1.0
+"""How long the child may take to get into its cgroup by itself. Under an exhausted aggregate quota it may be stopped
+on the way; then it is moved, as it is where that does not work at all."""
 PIPE_BYTES = 256 * 1024
 """Size of the events pipe, bytes; what the kernel refuses stays at its default of 64 KiB."""
 
@@ -59,6 +65,7 @@ async def launch(
     epoch: int,
     ledger: WorkerLedger,
     listener: Listener,
+    congested: Callable[[], bool],
 ) -> WorkerProcess:
     """Start a worker process and return it with its gate open and its first configuration on the way.
 
@@ -71,6 +78,10 @@ async def launch(
         OSError: The host is out of descriptors or pipes.
     """
     generation = place.generation()
+
+    def killed() -> bool:
+        return place.engaged() or place.generation() != generation
+
     with place.lock:
         if place.engaged():
             raise KilledError
@@ -79,28 +90,42 @@ async def launch(
     pipes = _Pipes()
     try:
         request.rlimits = ((resource.RLIMIT_NOFILE, nofile, nofile), *request.rlimits)
+        entry = place.cgroups.entry(request.worker)
+        request.born_in, request.tasks = entry.born_in, entry.tasks
         child = await nursery.spawn(request, pipes.for_child())
+        gate = pipes.keep("gate")
         process = WorkerProcess(
             child=child,
             epoch=epoch,
-            gate=pipes.keep("gate"),
+            gate=gate,
             config=pipes.keep("config"),
             events=pipes.keep("events"),
             output=pipes.keep("output"),
             ledger=ledger,
             listener=listener,
             on_hang=nursery.kill,
+            congested=congested,
         )
     finally:
         pipes.close()
     try:
+        if request.tasks:
+            await _at_gate(gate, AT_GATE_SECONDS)
         with place.lock:
             process.limit(config.events_per_second)
-            place.cgroups.place(request.worker, process.pid)
-            if place.engaged() or place.generation() != generation:
+            try:
+                place.cgroups.place(request.worker, process.pid)
+            except CgroupError:
+                if killed():
+                    raise KilledError from None
+                raise
+            if killed():
                 raise KilledError
             process.down.configure(config)
-            process.open_gate()
+            try:
+                process.open_gate()
+            except BrokenPipeError as error:
+                raise PlacementError(f"pid {process.pid} of worker {request.worker} died at its gate") from error
     except BaseException as error:
         # A closed gate lets the child exit by itself, wherever it is by now.
         process.close()
@@ -110,6 +135,21 @@ async def launch(
     return process
 
 
+async def _at_gate(gate: int, seconds: float) -> None:
+    """Wait until a child says that it has done what it can to get into its cgroup, or is gone, or so many seconds."""
+    loop = asyncio.get_running_loop()
+    said = asyncio.Event()
+    loop.add_reader(gate, said.set)
+    try:
+        async with asyncio.timeout(seconds):
+            await said.wait()
+        os.read(gate, len(AT_THE_GATE))
+    except (TimeoutError, ConnectionResetError):
+        return  # who looks at its place next finds out
+    finally:
+        loop.remove_reader(gate)
+
+
 class _Pipes:
     """The four pipes of a start; whatever nobody took over is closed at the end."""
 
@@ -117,11 +157,13 @@ class _Pipes:
         self._theirs: dict[str, int] = {}
         self._ours: dict[str, int] = {}
         try:
-            for name, child_reads in (("config", True), ("events", False), ("output", False), ("gate", True)):
+            for name, child_reads in (("config", True), ("events", False), ("output", False)):
                 read, write = os.pipe2(os.O_CLOEXEC)
                 self._theirs[name], self._ours[name] = (read, write) if child_reads else (write, read)
-                if name != "gate":
-                    os.set_blocking(self._ours[name], False)
+                os.set_blocking(self._ours[name], False)
+            # Both ways: the child says when it has come there.
+            theirs, ours = socket.socketpair()
+            self._theirs["gate"], self._ours["gate"] = theirs.detach(), ours.detach()
             try:
                 fcntl.fcntl(self._ours["events"], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             except PermissionError:

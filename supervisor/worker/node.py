@@ -7,9 +7,11 @@ removed now may be so later, and a dead worker must be wound up in any case.
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable
+from dataclasses import replace
 
-from garrison.supervisor.cgroups.base import Limits, OomWatch
+from garrison.supervisor.cgroups.base import Limits, OomWatch, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.settings import Budget
 from garrison.supervisor.worker.launch import Place
@@ -19,6 +21,8 @@ REMOVE_STEP_SECONDS = 0.01
 FREEZE_RETRY_SECONDS = 1.0
 FREEZE_RETRY_CAP_SECONDS = 60.0
 """Each try may hold the loop for a second where a task hangs in the kernel, so there are fewer and fewer."""
+REFUSED_RETRY_SECONDS = 60.0
+"""Time between two tries to bring in a budget that was refused: what did not fit may fit by then."""
 
 
 def limits_of(budget: Budget) -> Limits:
@@ -38,7 +42,7 @@ class WorkerNode:
     Args:
         name: The worker's name.
         place: Cgroups, their lock and the killswitch.
-        on_oom: Called when the kernel has killed in the node for want of memory.
+        on_oom: Called with the counters when the kernel has killed in the node for want of memory.
         on_problem: Called with what was refused and why, and with "" when a refused budget is no longer wanted.
 
     Attributes:
@@ -47,7 +51,9 @@ class WorkerNode:
         left: Whether there may be something in the cgroup tree that nobody supervises: `sweep` it.
     """
 
-    def __init__(self, name: str, place: Place, on_oom: Callable[[], None], on_problem: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, place: Place, on_oom: Callable[[Usage], None], on_problem: Callable[[str], None]
+    ) -> None:
         self.limits: Limits | None = None
         self.frozen = False
         self.left = False
@@ -56,6 +62,7 @@ class WorkerNode:
         self._on_oom = on_oom
         self._on_problem = on_problem
         self._refused: Limits | None = None
+        self._refused_until = 0.0
         self._freeze_wait = FREEZE_RETRY_SECONDS
         self._oom: OomWatch | None = None
 
@@ -72,19 +79,66 @@ class WorkerNode:
         if self._oom is not None:
             asyncio.get_running_loop().add_reader(self._oom.fileno(), self._oom_seen)
 
-    def limit(self, wanted: Limits) -> None:
-        """Bring the node to these caps; ones that were refused are not tried again."""
-        if wanted == self._refused:
-            return
-        if wanted != self.limits:
+    def limit(self, wanted: Limits) -> bool:
+        """Bring the node to these caps. False: not all of them are in force; why was reported.
+
+        A memory cap below what the worker uses is refused without being written, because the kernel would kill to make
+        it fit; the other caps are changed all the same. What was refused is tried again now and then.
+        """
+        now = asyncio.get_running_loop().time()
+        if wanted == self._refused and now < self._refused_until:
+            return False
+        refusal = ""
+        fitting = wanted
+        if self.limits is not None and (refusal := self._misfit(wanted, self.limits)):
+            fitting = replace(wanted, memory_high=self.limits.memory_high, memory_max=self.limits.memory_max)
+        if fitting != self.limits:
             try:
-                self._place.cgroups.limit(self._name, wanted)
+                self._place.cgroups.limit(self._name, fitting)
+                self.limits = fitting
             except CgroupError as error:
-                self._refused = wanted
-                self._on_problem(f"the new budget is refused, the old one stays: {error}")
-                return
-            self.limits = wanted
-        self._forget_refusal()
+                refusal = refusal or str(error)
+        if not refusal:
+            self._forget_refusal()
+            return True
+        if wanted != self._refused:
+            self._on_problem(f"the new budget is refused, the old one stays: {refusal}")
+        self._refused, self._refused_until = wanted, now + REFUSED_RETRY_SECONDS
+        return False
+
+    def retry_due(self, now: float) -> bool:
+        """Return whether a budget that was refused should be tried again."""
+        return self._refused is not None and now >= self._refused_until
+
+    def limit_files(self, nofile: int) -> None:
+        """Change the cap on open files of every process that is in the node."""
+        failed = 0
+        for pid in self.members():
+            try:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (nofile, nofile))
+            except ProcessLookupError:
+                continue
+            except (OSError, ValueError):
+                failed += 1
+        if failed:
+            self._on_problem(f"the new nofile of {nofile} takes effect at its next start: the kernel refuses it now")
+
+    def members(self) -> list[int]:
+        """Return the processes in the node; none where that cannot be read, which is reported."""
+        try:
+            return list(self._place.cgroups.members(self._name))
+        except CgroupError as error:
+            self._on_problem(str(error))
+            return []
+
+    def _misfit(self, wanted: Limits, now: Limits) -> str:
+        """Return why a smaller memory cap does not hold what the worker uses; empty where it does."""
+        if wanted.memory_max is None or (now.memory_max is not None and wanted.memory_max >= now.memory_max):
+            return ""
+        used = self.usage().memory_working_bytes
+        if used <= wanted.memory_max:
+            return ""
+        return f"{used} bytes are in use, more than the new memory_max of {wanted.memory_max}"
 
     def _forget_refusal(self) -> None:
         if self._refused is not None:
@@ -118,13 +172,13 @@ class WorkerNode:
                 return False
         return True
 
-    def oom_kills(self) -> int:
-        """Return how many processes the kernel has killed here for want of memory; 0 where that cannot be read."""
+    def usage(self) -> Usage:
+        """Return the kernel's counters of the node; zeros where they cannot be read, which is reported."""
         try:
-            return self._place.cgroups.usage(self._name).oom_kills
+            return self._place.cgroups.usage(self._name)
         except CgroupError as error:
             self._on_problem(str(error))
-            return 0
+            return Usage()
 
     def unwatch(self) -> None:
         """End the watch for OOM kills. Idempotent."""
@@ -168,5 +222,6 @@ class WorkerNode:
     def _oom_seen(self) -> None:
         if self._oom is not None:
             self._oom.drain()
-            if self.oom_kills():
-                self._on_oom()
+            usage = self.usage()
+            if usage.oom_kills:
+                self._on_oom(usage)

@@ -36,6 +36,8 @@ BURST_SECONDS = 2.0
 check them: without a bound one at its quota could keep the master busy. Far above what a well-behaved one sends; one
 above it waits for its own pipe."""
 PAUSE_SECONDS = 0.1
+CONGESTED_SECONDS = 0.005
+"""How long a worker is left unread when the sink is behind: it writes some megabytes in that time."""
 CLOSED_SECONDS = 5.0
 """How long a process may live after it has closed its events pipe: it is taken to be ending."""
 REPORT_SECONDS = 5.0
@@ -51,8 +53,8 @@ class Listener(Protocol):
     def on_beat(self, beat: Beat) -> None:
         """A sign of life."""
 
-    def on_events(self, batch: Events) -> None:
-        """A checked and booked batch."""
+    def on_events(self, batch: Events, objects: list[bytes]) -> None:
+        """A checked and booked batch, and its events as `ledger.open_objects` gives them."""
 
     def on_log(self, log: Log) -> None:
         """A line for the log."""
@@ -86,6 +88,7 @@ class WorkerProcess:
         ledger: Where its events are booked.
         listener: Who hears it.
         on_hang: Called when the kernel shows the process dead and the nursery does not report it.
+        congested: Tells whether what is read now would find the sink behind.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class WorkerProcess:
         ledger: WorkerLedger,
         listener: Listener,
         on_hang: Callable[[], None],
+        congested: Callable[[], bool],
     ) -> None:
         self.child = child
         self.epoch = epoch
@@ -114,6 +118,7 @@ class WorkerProcess:
         self._ledger = ProcessLedger(ledger)
         self._listener = listener
         self._on_hang = on_hang
+        self._congested = congested
         self._broken = False
         self._reading = False
         self._frames = TokenBucket(FRAMES_PER_SECOND, FRAMES_PER_SECOND * BURST_SECONDS)
@@ -217,21 +222,24 @@ class WorkerProcess:
         now = asyncio.get_running_loop().time()
         self._frames.admit(frames, now)
         self._bytes.admit(self._receiver.bytes_received - before, now)
-        if self._reading and not self._may_read(now):
+        if self._reading and (wait := self._wait(now)):
             self._stop_reading()
-            self._pause = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._resume)
+            self._pause = asyncio.get_running_loop().call_later(wait, self._resume)
 
-    def _may_read(self, now: float) -> bool:
-        return self._frames.admit(0, now) and self._bytes.admit(0, now)
+    def _wait(self, now: float) -> float:
+        """Return how long to leave the pipe unread, seconds; 0 to read on."""
+        if not (self._frames.admit(0, now) and self._bytes.admit(0, now)):
+            return PAUSE_SECONDS
+        return CONGESTED_SECONDS if self._congested() else 0.0
 
     def _resume(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._may_read(loop.time()):
+        if wait := self._wait(loop.time()):
+            self._pause = loop.call_later(wait, self._resume)
+        else:
             self._pause = None
             loop.add_reader(self._events, self._readable)
             self._reading = True
-        else:
-            self._pause = loop.call_later(PAUSE_SECONDS, self._resume)
 
     def _stop_reading(self) -> None:
         if self._pause is not None:
@@ -265,8 +273,7 @@ class WorkerProcess:
 
     def _handle(self, message: Ready | Beat | Events | Log | Applied | Result) -> None:
         if isinstance(message, Events):
-            self._ledger.book(message)
-            self._listener.on_events(message)
+            self._listener.on_events(message, self._ledger.book(message))
         elif isinstance(message, Beat):
             self._ledger.claim(message)
             self.last_beat, self.beat_at = message, asyncio.get_running_loop().time()

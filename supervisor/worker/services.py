@@ -11,6 +11,7 @@ from garrison.supervisor.breaker import Policy
 from garrison.supervisor.cgroups.base import Limits
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.nursery.client import NurseryClient
+from garrison.supervisor.sampler import Sampler
 from garrison.supervisor.worker.launch import Place
 
 
@@ -42,11 +43,15 @@ class Services:
         place: Cgroups, their lock and the killswitch.
         nursery: Returns a living nursery, starting one where there is none.
         forward: Takes stamped events on: worker, its ledger, priority, count, data.
+        congested: Tells whether the sink is behind, so that workers should be read more slowly.
         emit_state: Emits an agent's own ``state`` event: action, fields.
         log: Writes a line: level, source, text.
         next_epoch: Returns the number of a worker's next process.
         changed: Called after every transition.
         process_limits: Returns what holds the child itself, beside or instead of its cgroup.
+        sampler: Where usage is read.
+        remember: Called when what is kept on disk of a breaker has changed.
+        dry_run: Returns whether breaches are only reported.
     """
 
     host: str
@@ -56,8 +61,12 @@ class Services:
     place: Place
     nursery: Callable[[], Awaitable[NurseryClient]]
     forward: Callable[[str, WorkerLedger, Priority, int, bytes], None]
+    congested: Callable[[], bool]
     emit_state: Callable[[str, dict[str, Any]], None]
     log: Callable[[LogLevel, str, str], None]
     next_epoch: Callable[[str], int]
     changed: Callable[[], None]
     process_limits: Callable[[Limits], ProcessLimits]
+    sampler: Sampler
+    remember: Callable[[], None]
+    dry_run: Callable[[], bool]

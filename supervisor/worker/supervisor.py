@@ -11,24 +11,30 @@ import asyncio
 import os
 import signal
 import traceback
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from garrison.ipc.frames import FrameTooLargeError
-from garrison.ipc.messages import Applied, Ready
-from garrison.supervisor import breaker as circuit
-from garrison.supervisor.breaker import Breaker, Cause
-from garrison.supervisor.cgroups.base import Limits
+from garrison.ipc.messages import EXIT_WITHOUT_MODULE, Applied, Beat, Control, Hold, Ready, holds_of
+from garrison.supervisor.breaker import Breaker, Cause, Record
+from garrison.supervisor.budget.watch import Look, Verdict
+from garrison.supervisor.cgroups.base import Limits, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.desired import WorkerDesired
+from garrison.supervisor.desired.model import short_hash
 from garrison.supervisor.events.ledger import WorkerLedger
-from garrison.supervisor.lifecycle import ALIVE, Event, State, after
+from garrison.supervisor.lifecycle import ALIVE, WORKING, Event, State, after
+from garrison.supervisor.linux import run_delay
 from garrison.supervisor.nursery.client import NurseryDiedError, NurseryError
 from garrison.supervisor.nursery.protocol import Spawn
 from garrison.supervisor.settings import Worker as Definition
-from garrison.supervisor.worker.configuration import ConfigurationState, Offer
-from garrison.supervisor.worker.endings import facts_of
+from garrison.supervisor.worker.configuration import ConfigurationState, Offer, pace_of
+from garrison.supervisor.worker.endings import exit_status, facts_of
+from garrison.supervisor.worker.guard import AT_ONCE, Guard
 from garrison.supervisor.worker.intake import Hooks, Intake
 from garrison.supervisor.worker.launch import KilledError, launch
+from garrison.supervisor.worker.modules import asks_again
 from garrison.supervisor.worker.node import WorkerNode, limits_of
 from garrison.supervisor.worker.process import WorkerProcess
 from garrison.supervisor.worker.services import Services
@@ -39,6 +45,15 @@ KILL_SECONDS = 5.0
 """How long the killed may take to disappear before that is reported."""
 SWEEP_SECONDS = 5.0
 """Time between two tries to get rid of what an earlier process has left."""
+WATCHED = (*WORKING, State.STARTING, State.FROZEN)
+"""States in which a process is judged."""
+WOULD_SECONDS = 60.0
+"""Least time between two reports of what a breach of one cause would have led to."""
+ASKED_PER_MODULE = 5
+"""So often an hour, for each of its modules, a worker may ask to be started again: then the module is latched."""
+ASKED_SECONDS = 3600.0
+
+Held = Literal["freeze", "stop"]
 
 
 class WorkerSupervisor:
@@ -50,6 +65,7 @@ class WorkerSupervisor:
         desired: How it is wanted.
         services: The agent around it.
         taken: The configuration that it last took, from before this master's start.
+        record: What is known of its breaker from then.
     """
 
     def __init__(
@@ -59,12 +75,13 @@ class WorkerSupervisor:
         desired: WorkerDesired,
         services: Services,
         taken: Offer | None = None,
+        record: Record | None = None,
     ) -> None:
         self.name = name
         self.definition = definition
         self.desired = desired
         self.state = State.STOPPED
-        self.breaker = Breaker()
+        self.guard = Guard(name, services, record)
         self.ledger = WorkerLedger()
         self.configuration = ConfigurationState(taken)
         self.process: WorkerProcess | None = None
@@ -76,8 +93,16 @@ class WorkerSupervisor:
         hooks = Hooks(ready=self._ready, error=self._complaint, breach=self._broken, gone=self.poke)
         rate = desired.budget.events_per_second
         self._intake = Intake(name, services, self.ledger, self.configuration, rate, hooks)
-        self._breach: tuple[Cause, str] | None = None
-        self._pace = self._pace_of(desired)
+        self._breach: Verdict | None = None
+        self._pace = pace_of(desired.budget, dry_run=self.dry_run)
+        self._nofile = desired.budget.nofile
+        self._held: tuple[Held | None, str] = (None, "")
+        self._frozen_at: float | None = None
+        self._stood = False
+        self._delay: float | None = None
+        self._degraded = False
+        self._reported: dict[Cause, float] = {}
+        self._asked: list[float] = []
         self._restart_wanted = False
         self._reset_wanted = False
         self._closing = False
@@ -86,6 +111,21 @@ class WorkerSupervisor:
         self._settled = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"worker {name}")
         self.want(desired, definition)
+
+    @property
+    def breaker(self) -> Breaker:
+        """The state of its breaker."""
+        return self.guard.breaker
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether what the breaker would do is only reported."""
+        return bool(self.desired.budget.dry_run) or self._services.dry_run()
+
+    @property
+    def held_reason(self) -> str:
+        """Why it stands still or does not run although it should; empty where nothing holds it."""
+        return self._held[1]
 
     @property
     def limits(self) -> Limits | None:
@@ -104,13 +144,12 @@ class WorkerSupervisor:
             )
             self.definition = definition
             self._restart_wanted = self._restart_wanted or changed
-        if desired.reset_token != self.desired.reset_token:
-            self._reset_wanted = True
         self.desired = desired
+        self._reset_wanted |= self.guard.configure(self._configured(), desired.reset_token)
         self._intake.limit(desired.budget.events_per_second)
         if self.process is not None:
             self.process.limit(desired.budget.events_per_second)
-        pace, self._pace = self._pace, self._pace_of(desired)
+        pace, self._pace = self._pace, pace_of(desired.budget, dry_run=self.dry_run)
         offer = Offer(
             revision=desired.revision,
             hash=desired.hash,
@@ -118,12 +157,7 @@ class WorkerSupervisor:
             rules=desired.rules,
             log_level=desired.log_level,
         )
-        if self.configuration.offers(offer):
-            if self.breaker.phase in ("latched", "open"):
-                # A changed configuration is a new attempt: what tripped may be gone with it.
-                self._reset_wanted = True
-            self._send_config()
-        elif pace != self._pace:
+        if self.configuration.offers(offer) or pace != self._pace:
             self._send_config()
         self.poke()
 
@@ -154,18 +188,140 @@ class WorkerSupervisor:
         self.poke()
         await self._task
 
-    def trip(self, cause: Cause, detail: str) -> None:
-        """Open the circuit: the worker is killed and waits. The first breach of a process counts."""
-        if self._breach is None:
-            self._breach = (cause, detail)
-        self.poke()
+    def hold(self, action: Held | None, reason: str) -> None:
+        """Have it stand still or not run for the host's sake, whatever is desired, until None is asked for."""
+        if (action, reason) != self._held:
+            self._held = (action, reason if action else "")
+            self.poke()
+
+    def breathe(self, running: bool) -> None:
+        """Let a worker that is held frozen run for a moment, or end that; its state does not change."""
+        if self.state is State.FROZEN and self._held[0] == "freeze" and self.node.frozen == running:
+            self.node.freeze(not running or self.desired.action == "freeze")
+
+    def allow(self, percent: float, seconds: float) -> None:
+        """Let a task use more CPU than usual: percent of one core up to the quota, for so many seconds."""
+        self.guard.allow(percent, self._now() + seconds)
+
+    # What it uses
+
+    def observe(self, planned: float) -> None:
+        """Take the next sample of its process and judge it.
+
+        Args:
+            planned: Seconds between two calls, as the caller means it: what is later than that is not held against it.
+        """
+        process = self.process
+        if process is None or process.gone or self._breach is not None or self.state not in WATCHED:
+            return
+        now = self._now()
+        facts = self._intake.facts(process.pid)
+        sample = self._services.sampler.sample(self.name, process.epoch, now, planned * 0.9, facts)
+        frozen = self.state is State.FROZEN
+        look = Look(
+            planned=planned,
+            ready=process.ready_at is not None,
+            frozen_seconds=sample.seconds if frozen or self._stood else 0.0,
+            waited_seconds=self._waited(process.pid) if sample.beats == 0 else 0.0,
+        )
+        self._stood = frozen
+        verdict = self.guard.look(sample, look, self.desired.budget, now)
+        if verdict is not None and verdict.cause == "cpu":
+            self._throttle_or_trip(verdict)
+        elif verdict is not None:
+            self._trip_by(verdict)
+        elif self.guard.throttled and not frozen:
+            self._end_throttle(now)
+        if self._due(now):
+            self.poke()
+
+    def trip(
+        self,
+        cause: Cause,
+        detail: str,
+        *,
+        resource: str = "",
+        value: float = 0.0,
+        limit: float = 0.0,
+        window_seconds: float = 0.0,
+    ) -> None:
+        """Open the circuit: the worker is ended and waits. The first breach of a process counts.
+
+        With `dry_run` this is only reported.
+        """
+        self._trip_by(_verdict(cause, detail, resource, value, limit, window_seconds))
+
+    def throttle(
+        self,
+        cause: Cause,
+        detail: str,
+        *,
+        resource: str = "",
+        value: float = 0.0,
+        limit: float = 0.0,
+        window_seconds: float = 0.0,
+    ) -> None:
+        """Lower its CPU quota for a while, then give it back or trip; soon after an earlier one it trips at once.
+
+        No effect on one that is throttled already, or is not running. With `dry_run` this is only reported.
+        """
+        if self.state in (*WORKING, State.STARTING) and not self.guard.throttled:
+            self._throttle_or_trip(_verdict(cause, detail, resource, value, limit, window_seconds))
+
+    def _throttle_or_trip(self, verdict: Verdict) -> None:
+        now = self._now()
+        if not self.guard.may_throttle(now) or self.state is State.FROZEN:
+            self._trip_by(verdict)
+        elif self.dry_run:
+            self._would("throttle", verdict)
+        elif self._breach is None:
+            self.guard.throttle(verdict, self.desired.budget, now)
+            self._log("warning", f"throttled to {self.breaker.cap_percent:g} % of a core: {verdict.detail}")
+            self.poke()
+
+    def _trip_by(self, verdict: Verdict) -> None:
+        if self.dry_run:
+            self._would("trip", verdict)
+        else:
+            self._break(verdict)
+
+    def _break(self, verdict: Verdict) -> None:
+        """Open the circuit, also where breaches are only reported: for what cannot go on."""
+        if self.process is not None and self._breach is None and self.state is not State.STOPPING:
+            self.guard.breached(verdict, self._now())
+            self._breach = verdict
+            self.poke()
+
+    def _would(self, what: str, verdict: Verdict) -> None:
+        now = self._now()
+        if now - self._reported.get(verdict.cause, -WOULD_SECONDS) < WOULD_SECONDS:
+            return
+        self._reported[verdict.cause] = now
+        facts = _told(self.guard.facts(verdict, now, self.node.usage(), self._beat(), retry=False))
+        self._log("warning", f"dry_run: would {what}: {verdict.detail}")
+        self._services.emit_state(f"breaker-would-{what}", {"worker": self.name, "dry_run": True, **facts})
+
+    def _end_throttle(self, now: float) -> None:
+        if (verdict := self.guard.end_throttle(now)) is not None:
+            self._breach = verdict
+        if not self.guard.throttled:
+            self.poke()
+
+    def _due(self, now: float) -> bool:
+        """Tell whether the task has something to do that only shows in a sample, or with time."""
+        self.guard.settle_level(now)
+        return self.guard.degraded != self._degraded or self.node.retry_due(now)
+
+    def _waited(self, pid: int) -> float:
+        before, self._delay = self._delay, run_delay(pid)
+        return max(0.0, self._delay - before) if before is not None and self._delay is not None else 0.0
 
     # What the process says
 
     def _ready(self, ready: Ready) -> None:
         """The modules run: the worker is running, or on probation."""
         if self.state is State.STARTING:
-            self.breaker = circuit.started(self.breaker, self._now(), self._services.policy)
+            self.guard.ready(self._now())
             on_probation = self.breaker.phase == "probation"
             self._to(Event.READY_ON_PROBATION if on_probation else Event.READY, modules=list(ready.modules))
         self.poke()
@@ -174,14 +330,24 @@ class WorkerSupervisor:
         self.last_error = text
 
     def _broken(self, reason: str) -> None:
-        self.trip("protocol", reason)
+        self._break(Verdict(cause="protocol", detail=reason))
 
-    def _out_of_memory(self) -> None:
-        self.trip("oom", self._oom_text())
+    def _out_of_memory(self, usage: Usage) -> None:
+        if usage.oom_origin == "own":
+            self._break(self._oom(usage))
+        else:
+            # All workers together had too much, and the kernel chose: what it has left of this one is no worker.
+            self.node.kill()
 
-    def _oom_text(self) -> str:
-        limit = self.limits.memory_max if self.limits is not None else None
-        return f"killed by the kernel at its memory_max of {limit} bytes"
+    def _oom(self, usage: Usage) -> Verdict:
+        limit = self.limits.memory_max if self.limits is not None and self.limits.memory_max is not None else 0
+        return Verdict(
+            cause="oom",
+            detail=f"killed by the kernel at its memory_max of {limit} bytes",
+            resource="memory_max",
+            value=max(usage.memory_working_bytes, limit),
+            limit=limit,
+        )
 
     # The task
 
@@ -219,12 +385,13 @@ class WorkerSupervisor:
             return self._again()
         if self._reset_wanted:
             self._reset()
-        if self._closing or self.desired.action == "stop":
+        if self._closing or self._action() == "stop":
+            reason = self._held[1] if self._held[0] == "stop" and self.desired.action != "stop" else "asked to stop"
             if self.process is not None:
-                await self._stop("asked to stop")
+                await self._stop(reason)
                 return self._again()
             if self.state is not State.STOPPED:
-                self._to(Event.STOP, reason="asked to stop")
+                self._to(Event.STOP, reason=reason)
             return self._closing
         if self._restart_wanted and self.process is not None:
             self._restart_wanted = False
@@ -236,6 +403,11 @@ class WorkerSupervisor:
         else:
             self._keep()
         return False
+
+    def _action(self) -> str:
+        """Return what is to be done: what is desired, unless the host needs it to do less."""
+        actions = (self.desired.action, self._held[0])
+        return next((action for action in ("stop", "freeze") if action in actions), "start")
 
     def _again(self) -> bool:
         self._wake.set()
@@ -253,9 +425,7 @@ class WorkerSupervisor:
         return False
 
     async def _start_when_allowed(self) -> None:
-        now = self._now()
-        self.breaker = circuit.settled(self.breaker, now, self._services.policy)
-        wait = circuit.may_start_in(self.breaker, now)
+        wait = self.guard.start_in(self._now())
         if wait == 0:
             await self._start()
             return
@@ -273,8 +443,12 @@ class WorkerSupervisor:
         limits = limits_of(budget)
         services = self._services
         epoch = services.next_epoch(self.name)
-        config = self.configuration.first(budget.beat_seconds, budget.events_per_second)
-        self._intake.begin(epoch)
+        held = self.guard.held_at(self._now())
+        config = self.configuration.first(self._pace, held)
+        self._intake.begin(epoch, held)
+        self.guard.begin()
+        self._stood, self._degraded, self._delay, self._frozen_at = False, False, None, None
+        self._nofile = budget.nofile
         # Until it runs, whatever was made is for the next step to sweep.
         self.node.left = True
         try:
@@ -289,6 +463,7 @@ class WorkerSupervisor:
                 epoch=epoch,
                 ledger=self.ledger,
                 listener=self._intake,
+                congested=services.congested,
             )
         except KilledError:
             # It may be released again by now.
@@ -307,6 +482,7 @@ class WorkerSupervisor:
         self.starts += 1
         self.restarts = self.starts - 1
         self.node.started(limits)
+        services.sampler.begin(self.name, epoch, self._now())
 
     def _request(self) -> Spawn:
         definition = self.definition
@@ -328,18 +504,66 @@ class WorkerSupervisor:
         )
 
     def _keep(self) -> None:
-        """Bring a living process to its desired caps and to frozen or not."""
-        self.node.limit(limits_of(self.desired.budget))
-        frozen = self.desired.action == "freeze"
-        if self.state is not State.STARTING and frozen != self.node.frozen:
-            if wait := self.node.freeze(frozen):
+        """Bring a living process to its desired caps, to frozen or not, and to its breaker's state."""
+        if not self._limit():
+            return
+        frozen = self._action() == "freeze"
+        if self.state is not State.STARTING and frozen != (self.state is State.FROZEN):
+            if frozen != self.node.frozen and (wait := self.node.freeze(frozen)):
                 self._later(wait)
                 return
-            on_probation = self.breaker.phase == "probation"
-            self._to(Event.FREEZE if frozen else Event.THAW_ON_PROBATION if on_probation else Event.THAW)
+            self._froze(frozen)
+        elif self.state is State.FROZEN and self.desired.action == "freeze" and not self.node.frozen:
+            self.node.freeze(True)
+        if self.state is not State.FROZEN:
+            self._follow_breaker()
+        degraded, process = self.guard.degraded, self.process
+        if degraded != self._degraded and process is not None and process.ready_at is not None:
+            self._degraded = degraded
+            process.down.control(Control("degrade" if degraded else "normal"))
+
+    def _limit(self) -> bool:
+        """Bring the node to the caps that hold now. False: that ends the process."""
+        budget, limits = self.desired.budget, self.guard.limits(self.desired.budget)
+        if not self.node.limit(limits):
+            in_force = self.node.limits
+            if self.guard.throttled and in_force is not None and in_force.cpu_quota_percent != limits.cpu_quota_percent:
+                self._break(Verdict(cause="cpu", detail="it cannot be throttled: its quota cannot be changed"))
+                return False
+            if budget.force and in_force is not None and in_force.memory_max != limits.memory_max:
+                text = f"its new memory_max of {limits.memory_max} bytes does not hold what it uses, and force is set"
+                self._break(Verdict(cause="memory", detail=text, resource="memory_max", limit=limits.memory_max or 0))
+                return False
+        if budget.nofile != self._nofile:
+            self._nofile = budget.nofile
+            self.node.limit_files(budget.nofile)
+        return True
+
+    def _froze(self, frozen: bool) -> None:
+        if frozen:
+            self._frozen_at = self._now()
+            self._to(Event.FREEZE, reason=self._held[1])
+            return
+        self._thawed()
+        phases = {"probation": Event.THAW_ON_PROBATION, "throttled": Event.THAW_THROTTLED}
+        self._to(phases.get(self.breaker.phase, Event.THAW))
+
+    def _thawed(self) -> None:
+        """Count the time that it stood still for no probation and no throttle."""
+        if self._frozen_at is not None:
+            self.guard.stood(self._now() - self._frozen_at)
+            self._frozen_at = None
+
+    def _follow_breaker(self) -> None:
+        """Show in the worker's state what its breaker's is."""
         now = self._now()
-        self.breaker = circuit.settled(self.breaker, now, self._services.policy)
-        if self.state is State.PROBATION:
+        self.guard.settle(now)
+        if self.state is State.RUNNING and self.guard.throttled and self.guard.verdict is not None:
+            self._to(Event.THROTTLE, **self.guard.facts(self.guard.verdict, now, self.node.usage(), self._beat()))
+        elif self.state is State.THROTTLED and not self.guard.throttled:
+            share = round(self.guard.watch.throttled_percent, 1)
+            self._to(Event.RESTORE, throttled_periods_percent=share)
+        elif self.state is State.PROBATION:
             if self.breaker.phase == "closed":
                 self._to(Event.PASSED)
             else:
@@ -348,10 +572,17 @@ class WorkerSupervisor:
     async def _stop(self, reason: str) -> None:
         process = self.process
         assert process is not None
+        await self._end(process, reason)
+        await self._bury()
+
+    async def _end(self, process: WorkerProcess, reason: str) -> None:
+        """End a process in good order: ask, SIGTERM, kill."""
         if self.state is not State.STOPPING:
             self._to(Event.STOP, reason=reason)
         if self.node.frozen:
             self.node.freeze(False)
+        # What it is given to end with is not less than what it was given to run with.
+        self.node.limit(limits_of(self.desired.budget))
         grace = self._services.grace()
         process.down.stop(reason)
         if not await process.wait_gone(grace * TERM_SHARE):
@@ -359,7 +590,6 @@ class WorkerSupervisor:
             if not await process.wait_gone(grace * (1 - TERM_SHARE)):
                 self._log("warning", f"did not stop within {grace:g} s and is killed")
                 await self._kill_and_wait(process)
-        await self._bury()
 
     async def _killed(self) -> None:
         if self.process is not None:
@@ -369,8 +599,12 @@ class WorkerSupervisor:
             self._to(Event.KILL)
 
     async def _trip(self) -> None:
-        if self.process is not None:
-            await self._kill_and_wait(self.process)
+        breach, process = self._breach, self.process
+        if process is not None and breach is not None:
+            if breach.cause in AT_ONCE:
+                await self._kill_and_wait(process)
+            else:
+                await self._end(process, f"tripped, {breach.cause}: {breach.detail}")
             await self._bury()
         self._breach = None
 
@@ -389,7 +623,7 @@ class WorkerSupervisor:
         process = self.process
         if process is None:
             return
-        oom_kills = self.node.oom_kills()
+        usage = self.node.usage()
         self.node.unwatch()
         # Children that outlived it die before the pipe is drained, so that nobody writes on.
         self.node.kill()
@@ -397,51 +631,87 @@ class WorkerSupervisor:
         lost = process.close()
         self.process = None
         await self.node.remove()
+        self._thawed()
+        facts = facts_of(process.pid, process.epoch, process.report, lost)
         breach, self._breach = self._breach, None
-        if breach is None and oom_kills:
-            breach = ("oom", self._oom_text())
-        self._conclude(process, breach, facts_of(process.pid, process.epoch, process.report, lost))
+        self._conclude(process, breach, usage, facts)
 
-    def _conclude(self, process: WorkerProcess, breach: tuple[Cause, str] | None, facts: dict[str, Any]) -> None:
+    def _conclude(self, process: WorkerProcess, breach: Verdict | None, usage: Usage, facts: dict[str, Any]) -> None:
+        now, held = self._now(), dict(self.guard.held)
+        if process.last_beat is not None and process.beat_at is not None and self._was_told(process):
+            self.guard.heard(holds_of(process.last_beat, now - process.beat_at), now)
         if self._services.place.engaged():
+            self.guard.ended(now)
             self._to(Event.KILL, **facts)
-        elif self.state is State.STOPPING:
-            self._to(Event.ENDED, **facts)
         elif breach is not None:
-            self._breached(*breach, facts)
+            self._tripped(process, breach, usage, facts)
+        elif self.state is State.STOPPING:
+            self.guard.ended(now)
+            self._to(Event.ENDED, **facts)
+        elif usage.oom_origin == "own":
+            verdict = self._oom(usage)
+            self.guard.breached(verdict, now)
+            self._tripped(process, verdict, usage, facts)
+        elif usage.oom_origin == "ancestor":
+            self.guard.refused(now)
+            self.last_error = "killed by the kernel because all workers together reached their memory cap"
+            self._to(Event.CRASHED, reason=self.last_error, retry_in_seconds=self._retry_in(), **facts)
         elif process.report is None:
+            self.guard.ended(now)
             self._to(Event.LOST, reason="the nursery died", **facts)
-        else:
-            self._crashed(process, facts)
+        elif not self._again_without_a_module(process, held, facts):
+            self._crashed(process, usage, facts)
         self._wake.set()
 
-    def _crashed(self, process: WorkerProcess, facts: dict[str, Any]) -> None:
+    def _was_told(self, process: WorkerProcess) -> bool:
+        """Tell whether the last beat came after `ready`: before, the process knew nothing of its modules' breakers."""
+        return process.ready_at is not None and (process.beat_at or 0.0) >= process.ready_at
+
+    def _again_without_a_module(self, process: WorkerProcess, held: dict[str, Hold], facts: dict[str, Any]) -> bool:
+        """Start a worker anew that ended itself for the sake of a module which would not stop. False: it did not."""
+        module = asks_again(process.last_beat, held)
+        if module is None or exit_status(process.report) != EXIT_WITHOUT_MODULE:
+            return False
+        now = self._now()
+        self._asked = [at for at in self._asked if now - at < ASKED_SECONDS]
+        if len(self._asked) >= ASKED_PER_MODULE * max(1, len(self.definition.modules)):
+            return False
+        self._asked.append(now)
+        self.guard.ended(now)
+        self._to(
+            Event.AGAIN,
+            module=module.name,
+            cause=module.cause,
+            task=module.last_task,
+            module_retry_in_seconds=module.retry_in_seconds,
+            reason=f"its module {module.name} did not stop when told to",
+            **facts,
+        )
+        return True
+
+    def _crashed(self, process: WorkerProcess, usage: Usage, facts: dict[str, Any]) -> None:
         now = self._now()
         ran = now - process.ready_at if process.ready_at is not None else 0.0
         how = str(facts["exit"])
         # What it said last is usually the reason.
         said = self._intake.said
         self.last_error = f"{how}: {said}" if said else how
-        before = self.breaker.trips
-        self.breaker = circuit.crashed(self.breaker, now, ran, self._services.policy, self._services.host, self.name)
+        verdict = Verdict(cause="crash", detail=self.last_error)
+        opened = self.guard.crashed(now, ran, verdict)
         self._to(Event.CRASHED, reason=self.last_error, retry_in_seconds=self._retry_in(), **facts)
-        if self.breaker.trips > before:
-            self._to(Event.LATCH if self.breaker.phase == "latched" else Event.TRIP, **self._verdict("crash", ""))
+        if opened:
+            self._to(self._opened(), **self.guard.facts(verdict, now, usage, process.last_beat))
 
-    def _breached(self, cause: Cause, detail: str, facts: dict[str, Any]) -> None:
-        self.breaker = circuit.breached(
-            self.breaker, cause, self._now(), self._services.policy, self._services.host, self.name
-        )
-        self.last_error = detail or self.last_error
-        event = Event.LATCH if self.breaker.phase == "latched" else Event.TRIP
-        self._to(event, **self._verdict(cause, detail), **facts)
+    def _tripped(self, process: WorkerProcess, verdict: Verdict, usage: Usage, facts: dict[str, Any]) -> None:
+        self.last_error = verdict.detail or self.last_error
+        told = self.guard.facts(verdict, self._now(), usage, process.last_beat)
+        self._to(self._opened(), **{**told, **facts})
 
-    def _verdict(self, cause: Cause, detail: str) -> dict[str, Any]:
-        return {"cause": cause, "reason": detail, "trips": self.breaker.trips, "retry_in_seconds": self._retry_in()}
+    def _opened(self) -> Event:
+        return Event.LATCH if self.breaker.phase == "latched" else Event.TRIP
 
     def _refused(self, reason: str) -> None:
-        policy, host = self._services.policy, self._services.host
-        self.breaker = circuit.refused(self.breaker, self._now(), policy, host, self.name)
+        self.guard.refused(self._now())
         self.last_error = reason
         self._log("err", f"not started: {reason}")
         self._to(Event.REFUSED, reason=reason, retry_in_seconds=self._retry_in())
@@ -449,23 +719,31 @@ class WorkerSupervisor:
 
     def _reset(self) -> None:
         self._reset_wanted = False
-        self.breaker = circuit.reset(self.breaker)
+        self.guard.reset()
+        beat = self._beat()
+        if self.process is not None and beat is not None and any(module.trips for module in beat.modules):
+            self.process.down.control(Control("reset"))
         if self.state in (State.TRIPPED, State.LATCHED, State.FAILED):
             self._to(Event.RESET)
 
     # Small things
 
     def _retry_in(self) -> float | None:
-        wait = circuit.may_start_in(self.breaker, self._now())
-        return None if wait is None else round(wait, 3)
+        return self.guard.retry_in(self._now())
 
-    def _pace_of(self, desired: WorkerDesired) -> tuple[float, float]:
-        return desired.budget.beat_seconds, desired.budget.events_per_second
+    def _beat(self) -> Beat | None:
+        return self.process.last_beat if self.process is not None else None
+
+    def _configured(self) -> str:
+        """Return what stands for all that the worker is told to be: another one is a new attempt."""
+        budget = msgspec.structs.replace(self.desired.budget, force=False, dry_run=False)
+        definition = self.definition
+        return short_hash(self.desired.hash, budget, definition.modules, definition.command, definition.environment)
 
     def _send_config(self) -> None:
         if self.process is None or self.process.gone:
             return
-        config = self.configuration.current(*self._pace)
+        config = self.configuration.current(self._pace)
         try:
             self.process.down.configure(config)
         except FrameTooLargeError as error:
@@ -473,7 +751,7 @@ class WorkerSupervisor:
 
     def _to(self, event: Event, **facts: Any) -> None:
         before, self.state = self.state, after(self.state, event)
-        facts = {key: value for key, value in facts.items() if value not in (None, "", [])}
+        facts = _told(facts)
         details = ", ".join(f"{key}={value}" for key, value in facts.items())
         level = "warning" if event in (Event.CRASHED, Event.TRIP, Event.LATCH, Event.REFUSED) else "info"
         self._log(level, f"{before.value} -> {self.state.value} ({event.value})" + (f": {details}" if details else ""))
@@ -503,6 +781,15 @@ class WorkerSupervisor:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _told(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what there is to tell: without what is not known."""
+    return {key: value for key, value in facts.items() if value not in (None, "", [])}
+
+
+def _verdict(cause: Cause, detail: str, resource: str, value: float, limit: float, window: float) -> Verdict:
+    return Verdict(cause=cause, detail=detail, resource=resource, value=value, limit=limit, window_seconds=window)
 
 
 def module_name(spec: str) -> str:

@@ -74,6 +74,7 @@ class RecordingBox:
         self.clock = RealClock()
         self.log = ListLog()
         self.degraded = False
+        self.cpu_percent = 100.0
         self.events: list[dict[str, Any]] = []
         self.changed = threading.Condition()
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -99,6 +100,9 @@ class RecordingBox:
 
     def rate(self, per_second: float, burst: float) -> TokenBucket:
         return TokenBucket(per_second, burst)
+
+    def pace(self, work: str = "") -> bool:
+        return not self._stopping
 
     def wait(self, *fds: int, timeout: float | None = None) -> list[int]:
         end = None if timeout is None else time.monotonic() + timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -246,6 +247,72 @@ class Hanger(Module):
 
     def run(self, box):
         time.sleep(600)
+
+
+class Hog(Module):
+    """Burns CPU time between two looks at whether to stop, until a file says to behave."""
+
+    def init(self, box):
+        self.file = os.path.join(box.state_dir, "behave")
+        box.emit(event("hog-up", "state"))
+
+    def run(self, box):
+        while not box.stopping:
+            if os.path.exists(self.file):
+                box.wait()
+            until = time.thread_time() + 0.02
+            while time.thread_time() < until:
+                pass
+
+    def shutdown(self, box):
+        box.emit(event("hog-down", "state"))
+
+
+class DeafHog(Hog):
+    """Burns CPU time and never looks at whether to stop."""
+
+    def run(self, box):
+        while not os.path.exists(self.file):
+            sum(range(1000))
+        while not box.stopping:
+            box.wait()
+
+
+class Holder(Hog):
+    """Holds the interpreter's lock in a C call that takes as good as for ever, until a file says to behave."""
+
+    def run(self, box):
+        if not os.path.exists(self.file):
+            sum(itertools.repeat(1, 10**12))
+        while not box.stopping:
+            box.wait()
+
+
+class Scanner(Module):
+    """Long work at its pace, as a task and, once a file says so, in run."""
+
+    def run(self, box):
+        file = os.path.join(box.state_dir, "scan")
+        while not box.stopping:
+            if os.path.exists(file):
+                self.item()
+                box.pace("all of it")
+            else:
+                box.wait(timeout=0.02)
+
+    def item(self):
+        until = time.thread_time() + 0.002
+        while time.thread_time() < until:
+            pass
+
+    def task(self, box, name, arguments):
+        began, used = time.monotonic(), time.thread_time()
+        while time.monotonic() - began < arguments["seconds"]:
+            self.item()
+            if not box.pace():
+                return None
+        elapsed = time.monotonic() - began
+        return {"percent": (time.thread_time() - used) / elapsed * 100, "allowed": box.cpu_percent}
 
 
 class NotAModule:

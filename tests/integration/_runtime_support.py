@@ -170,6 +170,12 @@ class WorkerProcess:
         self.until(look, kind.__name__)
         return found[0]
 
+    def wait_for_next(self, kind: type[T], accept: Callable[[T], object], what: str) -> T:
+        """Return the first message of a kind that comes from now on and is accepted."""
+        seen = len(self.of(kind))
+        self.until(lambda: any(accept(message) for message in self.of(kind)[seen:]), what)
+        return next(message for message in self.of(kind)[seen:] if accept(message))
+
     def of(self, kind: type[T]) -> list[T]:
         return [message for message in self.messages if isinstance(message, kind)]
 

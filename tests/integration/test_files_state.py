@@ -59,7 +59,7 @@ def test_killed_during_the_baseline_it_goes_on_where_it_was(tree: Path, tmp_path
         with worker(
             tmp_path / f"w{attempt}", {"files": "garrison.workers.files:FilesModule"}, state_dir=str(tmp_path / "state")
         ) as process:
-            process.configure(settings(tree, **slow))
+            process.configure(settings(tree, **slow), cpu_trip_percent=10.0)
             state = tmp_path / "state"
 
             def grown(process: Any = process, attempt: int = attempt) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_a_pipeline_that_was_never_started_can_be_closed() -> None:
 def test_the_tiniest_events_of_one_frame_fit_a_file_of_the_smallest_size(tmp_path: Path) -> None:
     books, troubles = Books(), list[str]()
     count = 9000  # about 64 KiB as the worker sends them, more than 1 MiB with the stamp
-    data = Stamp("h" * 250, "w" * 60, 2**40).write(b'{"":1}\n' * count, "event")
+    data = Stamp("h" * 250, "w" * 60, 2**40).write([b'{"":1'] * count + [b""], "event")
     assert len(data) > 4 * 256 * 1024
     pipeline = started(FileSink(str(tmp_path / "events.ndjson"), 256 * 1024), troubles)
     pipeline.put(books.batch(count=count, data=data))
@@ -218,6 +219,60 @@ def test_lines_that_made_it_onto_a_full_disk_are_not_written_twice(tmp_path: Pat
     sink.close()
     written = [json.loads(line)["n"] for path in tmp_path.iterdir() for line in path.read_bytes().splitlines()]
     assert written == list(range(10))
+
+
+@given(
+    st.lists(st.integers(1, 700), min_size=1, max_size=60),
+    st.lists(st.integers(0, 400_000), max_size=4),
+)
+def test_batches_that_share_a_write_are_delivered_exactly_once_whatever_fails(
+    sizes: list[int], cuts: list[int]
+) -> None:
+    from garrison.supervisor.alternating import AlternatingFileError
+
+    books = Books()
+    batches = [
+        books.batch(count=size, data=b"".join(b'{"batch":%d,"n":%d}\n' % (number, n) for n in range(size)))
+        for number, size in enumerate(sizes)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        sink = FileSink(f"{folder}/events.ndjson", 4 * 1024 * 1024)
+        whole = sink._file.write
+
+        def broken(lines: bytes) -> None:
+            if not cuts:
+                whole(lines)
+                return
+            keep = lines.rfind(b"\n", 0, cuts.pop()) + 1
+            whole(lines[:keep])
+            raise AlternatingFileError(28, "No space left on device", written=keep)
+
+        sink._file.write = broken  # type: ignore[method-assign]  # a disk that is full now and then
+        left = list(batches)
+        while left:
+            try:
+                sink.write(left)
+                left = []
+            except SinkError as error:
+                del left[: error.delivered]
+        sink.close()
+        lines = [line for path in sorted(Path(folder).iterdir()) for line in path.read_bytes().splitlines(True)]
+    assert b"".join(lines) == b"".join(batch.data for batch in batches)
+
+
+def test_a_queue_is_congested_only_while_the_sink_makes_progress() -> None:
+    books, sink = Books(), Scripted()
+    pipeline = Pipeline(sink, "host", lambda _: None, max_bytes=4096)
+    pipeline.put(books.batch(data=b'{"a":"' + b"x" * 3000 + b'"}\n'))
+    assert not pipeline.congested()  # nobody writes
+    pipeline.start()
+    eventually(lambda: books.ledger.delivered == 1, "the first is written")
+    pipeline.suspend()
+    eventually(pipeline.idle, "the sink is closed")
+    pipeline.put(books.batch(data=b'{"a":"' + b"x" * 3000 + b'"}\n'))
+    assert pipeline.congested()
+    eventually(lambda: not pipeline.congested(), "nothing has moved for a while")
+    assert pipeline.close(5) == 0
 
 
 # The agent's own events

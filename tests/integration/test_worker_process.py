@@ -71,6 +71,7 @@ class Rig:
             ledger=self.ledger,
             listener=self.heard,
             on_hang=self._hang,
+            congested=lambda: False,
         )
         self.process.open_gate()
 

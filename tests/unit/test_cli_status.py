@@ -100,10 +100,13 @@ def test_the_document_has_the_fields_of_the_contract_in_their_order() -> None:
     worker = document["workers"][0]
     assert list(worker) == [
         "name", "desired", "state", "pid", "cgroup", "cpu_percent", "memory_bytes", "limits", "breaker", "config",
-        "events", "restarts", "desired_by", "last_error",
+        "events", "restarts", "desired_by", "last_error", "held",
     ]  # fmt: skip
     assert list(worker["limits"]) == ["cpu_quota_percent", "memory_high", "memory_max", "pids_max"]
-    assert list(worker["breaker"]) == ["state", "trips", "cause", "retry_in_seconds"]
+    assert list(worker["breaker"]) == [
+        "state", "trips", "cause", "retry_in_seconds", "level", "reason", "resource", "value", "limit",
+        "window_seconds", "throttled_to_percent", "throttled_for_seconds", "probation_for_seconds", "dry_run",
+    ]  # fmt: skip
     assert list(worker["config"]) == ["revision", "hash", "status", "error"]
     assert list(worker["events"]) == ["emitted", "delivered", "dropped"]
 

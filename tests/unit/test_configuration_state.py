@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from garrison.ipc.messages import Config
-from garrison.supervisor.worker.configuration import ConfigurationState, Offer
+from garrison.ipc.messages import Config, Hold
+from garrison.supervisor.settings import Budget
+from garrison.supervisor.worker.configuration import ConfigurationState, Offer, pace_of
 
 GOOD, BAD, OTHER = (Offer(revision=n, hash=name, settings={"is": name}) for n, name in enumerate(("good", "bad", "x")))
+
+PACE = pace_of(Budget())
 
 
 def test_a_first_offer_is_new_and_the_same_one_again_is_not_once_it_was_sent() -> None:
     state = ConfigurationState()
     assert state.offers(GOOD)
-    state.first(5, 1000)
+    state.first(PACE)
     assert not state.offers(GOOD)
 
 
 def test_a_refused_offer_is_not_sent_to_the_next_process_where_another_was_taken() -> None:
     state = ConfigurationState()
     state.offers(GOOD)
-    state.answered(state.first(5, 1000).revision, True, None)
+    state.answered(state.first(PACE).revision, True, None)
     assert state.offers(BAD)
-    state.answered(state.current(5, 1000).revision, False, "no")
+    state.answered(state.current(PACE).revision, False, "no")
     assert (state.status, state.error) == ("rejected", "no")
-    again = state.first(5, 1000)
+    again = state.first(PACE)
     assert again.hash == "good"
     state.answered(again.revision, True, None)
     assert (state.status, state.error, state.offer) == ("rejected", "no", BAD)
@@ -36,15 +40,33 @@ def test_a_refused_offer_is_not_sent_to_the_next_process_where_another_was_taken
 def test_a_new_pace_does_not_bring_a_refused_offer_back() -> None:
     state = ConfigurationState(taken=GOOD)
     state.offers(BAD)
-    state.answered(state.first(5, 1000).revision, False, "no")
-    current = state.current(1, 10)
+    state.answered(state.first(PACE).revision, False, "no")
+    current = state.current(pace_of(Budget(beat_seconds=1, events_per_second=10)))
     assert (current.hash, current.beat_seconds, current.events_per_second) == ("good", 1, 10)
+
+
+def test_the_worker_is_told_what_of_its_budget_it_paces_itself_by() -> None:
+    budget = Budget(cpu_trip_percent=3, cpu_trip_samples=7, cpu_quota_percent=9, sample_seconds=2)
+    config = ConfigurationState(taken=GOOD).current(pace_of(budget))
+    assert (config.cpu_trip_percent, config.cpu_trip_samples, config.cpu_quota_percent, config.sample_seconds) == (
+        3,
+        7,
+        9,
+        2,
+    )
+
+
+def test_what_an_earlier_process_knew_of_its_modules_goes_to_the_next_one_only() -> None:
+    state = ConfigurationState(taken=GOOD)
+    held = {"scan": Hold(phase="latched", trips=5)}
+    assert state.first(PACE, held).held == held
+    assert state.current(PACE).held == {}
 
 
 def test_an_answer_to_an_offer_that_was_replaced_says_nothing_about_the_new_one() -> None:
     state = ConfigurationState()
     state.offers(BAD)
-    late = state.first(5, 1000)
+    late = state.first(PACE)
     state.offers(GOOD)
     state.answered(late.revision, False, "no")
     assert state.status == "pending"
@@ -55,7 +77,7 @@ def test_an_answer_to_an_offer_that_was_replaced_says_nothing_about_the_new_one(
 def test_a_refusal_without_a_reason_is_given_one() -> None:
     state = ConfigurationState()
     state.offers(BAD)
-    state.answered(state.first(5, 1000).revision, False, None)
+    state.answered(state.first(PACE).revision, False, None)
     assert state.error
 
 
@@ -64,7 +86,7 @@ def test_a_worker_that_never_answers_costs_a_bounded_memory(count: int) -> None:
     state = ConfigurationState()
     for number in range(count):
         state.offers(Offer(hash=str(number)))
-        state.current(5, 1000)
+        state.current(PACE)
     assert len(state._sent) <= 16
 
 
@@ -80,13 +102,13 @@ class Machine(RuleBasedStateMachine):
     @rule(offer=st.sampled_from([GOOD, BAD, OTHER]))
     def offer(self, offer: Offer) -> None:
         if self.state.offers(offer):
-            self.sent.append(self.state.current(5, 1000))
+            self.sent.append(self.state.current(PACE))
             assert self.sent[-1].hash == offer.hash
 
     @rule()
     def restart(self) -> None:
         before = self.state.status
-        config = self.state.first(5, 1000)
+        config = self.state.first(PACE)
         if before == "rejected" and self.state.taken is not None:
             assert config.hash == self.state.taken.hash
         else:
@@ -95,7 +117,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pace=st.floats(1, 60))
     def pace(self, pace: float) -> None:
-        self.sent.append(self.state.current(pace, 1000))
+        self.sent.append(self.state.current(msgspec.structs.replace(PACE, beat_seconds=pace)))
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), ok=st.booleans())

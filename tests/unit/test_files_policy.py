@@ -216,6 +216,14 @@ def test_cpu_stays_within_its_share_and_the_burst(uses: list[tuple[float, float]
         assert spent <= (now - 100.0 + BURST_SECONDS) * 0.04 + 0.01 + 1e-9
 
 
+def test_the_workers_budget_bounds_what_the_settings_allow() -> None:
+    free, bounded = Pace(40.0, 1e9, 1e9), Pace(40.0, 1e9, 1e9)
+    bounded.budget(4.0)
+    for pace in (free, bounded):
+        pace.cpu(2.0, 0.0)
+    assert bounded.delay(0.0) + BURST_SECONDS == pytest.approx(10 * (free.delay(0.0) + BURST_SECONDS))
+
+
 def test_degraded_takes_twice_the_pause() -> None:
     usual, degraded = Pace(4.0, 1000.0, 10.0), Pace(4.0, 1000.0, 10.0)
     degraded.degraded = True

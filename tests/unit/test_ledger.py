@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from garrison.ipc.frames import ProtocolError
 from garrison.ipc.messages import Beat, Events
-from garrison.supervisor.events.ledger import ProcessLedger, WorkerLedger, check_lines
+from garrison.supervisor.events.ledger import ProcessLedger, WorkerLedger, open_objects
 from garrison.supervisor.events.queue import OVERHEAD_BYTES, Batch, EventQueue
 from garrison.supervisor.events.stamp import Stamp
 
@@ -90,8 +90,8 @@ def test_a_beat_that_takes_back_what_was_handed_over_is_a_breach() -> None:
 def test_a_stamped_line_is_json_in_which_the_masters_word_wins(events: list[dict[str, str]]) -> None:
     forged = [{**event, "host": {"name": "evil"}, "agent": {"worker": "evil"}} for event in events]
     data = b"".join(json.dumps(event).encode() + b"\n" for event in forged)
-    check_lines(data, len(forged))
-    for line in Stamp("web1", "process", 7).write(data, "alert").splitlines():
+    objects = open_objects(data, len(forged))
+    for line in Stamp("web1", "process", 7).write(objects, "alert").splitlines():
         document = json.loads(line)
         assert document["host"] == {"name": "web1"}
         stamp = document["agent"]
@@ -101,6 +101,25 @@ def test_a_stamped_line_is_json_in_which_the_masters_word_wins(events: list[dict
             7,
             "alert",
         )
+
+
+@given(
+    st.lists(st.sampled_from([b"{", b"}", b"\n", b'"a":1', b'{"a":{}}\n', b"{}\n", b"}{", b"x"]), max_size=8).map(
+        b"".join
+    ),
+    st.integers(0, 4),
+)
+def test_what_passes_as_lines_of_objects_is_what_a_look_at_each_line_says(data: bytes, count: int) -> None:
+    lines = data.split(b"\n")
+    good = lines[-1] == b"" and len(lines) == count + 1
+    good = good and all(line.startswith(b"{") and line.endswith(b"}") and len(line) > 2 for line in lines[:-1])
+    try:
+        objects = open_objects(data, count)
+    except ProtocolError:
+        assert not good
+    else:
+        assert good
+        assert b"}\n".join(objects) == data
 
 
 priorities = st.sampled_from(["alert", "state", "event", "metric"])

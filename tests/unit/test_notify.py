@@ -49,6 +49,19 @@ def test_a_status_cannot_smuggle_in_another_assignment(manager: socket.socket, n
     assert len(datagram) < 1024
 
 
+def test_ready_is_not_lost_where_the_manager_is_slow_to_read(manager: socket.socket, notifier: Notifier) -> None:
+    sent = 0
+    while notifier.status("busy"):
+        sent += 1
+    assert not notifier.ready("all run")
+    for _ in range(sent):
+        assert manager.recv(4096) == b"STATUS=busy"
+    assert notifier.watchdog()
+    assert manager.recv(4096) == b"READY=1\nWATCHDOG=1"
+    assert notifier.watchdog()
+    assert manager.recv(4096) == b"WATCHDOG=1"
+
+
 def test_an_abstract_socket_is_understood() -> None:
     name = f"garrison-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:

@@ -120,6 +120,7 @@ class FilesModule(Module):
         assert baseline is not None
         now = box.clock.monotonic()
         self._pace.degraded = box.degraded
+        self._pace.budget(box.cpu_percent)
         self._what_is_due(box, config, now)
         timeout = self._timeout(config, now)
         self._wait(box, timeout)

@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from garrison.workers.runtime.pace import DEGRADED_SHARE, Meter
+
 BURST_SECONDS: Final = 5.0
 """How long an unused share collects: a few changed files are judged at once, a baseline is spread."""
-
-DEGRADED_SHARE: Final = 0.5
-
-
-class _Meter:
-    """A virtual schedule: what was used moves the time at which more may be used."""
-
-    __slots__ = ("_at", "rate")
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self._at = float("-inf")
-
-    def use(self, amount: float, now: float, share: float) -> None:
-        self._at = max(self._at, now - BURST_SECONDS) + amount / (self.rate * share)
-
-    def delay(self, now: float) -> float:
-        return self._at - now
 
 
 class Pace:
@@ -36,21 +20,28 @@ class Pace:
     """
 
     def __init__(self, cpu_percent: float, bytes_per_second: float, events_per_second: float) -> None:
-        self._cpu = _Meter(cpu_percent / 100)
-        self._bytes = _Meter(bytes_per_second)
-        self._events = _Meter(events_per_second)
+        self._cpu_percent = cpu_percent
+        self._cpu_budget = float("inf")
+        self._cpu = Meter(cpu_percent / 100, BURST_SECONDS)
+        self._bytes = Meter(bytes_per_second, BURST_SECONDS)
+        self._events = Meter(events_per_second, BURST_SECONDS)
         self.degraded = False
         """While set, everything but events goes at half the speed."""
 
     def limit(self, cpu_percent: float, bytes_per_second: float, events_per_second: float) -> None:
         """Change the rates."""
-        self._cpu.rate = cpu_percent / 100
+        self._cpu_percent = cpu_percent
         self._bytes.rate = bytes_per_second
         self._events.rate = events_per_second
 
+    def budget(self, cpu_percent: float) -> None:
+        """Take what the worker's budget leaves for long work, percent of one core: never more than that is used."""
+        self._cpu_budget = cpu_percent
+
     def cpu(self, seconds: float, now: float) -> None:
         """Count CPU time."""
-        self._cpu.use(seconds, now, self._share)
+        self._cpu.rate = min(self._cpu_percent * self._share, self._cpu_budget) / 100
+        self._cpu.use(seconds, now)
 
     def read(self, count: int, now: float) -> None:
         """Count bytes read."""

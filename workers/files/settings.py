@@ -56,8 +56,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
         Meta(
             ge=0.5,
             le=100,
-            description="CPU that this module may use on average, percent of one core; keep it at 80 % of the budget's "
-            "`cpu_trip_percent` at most.",
+            description="CPU that this module may use on average, percent of one core; never more than 80 % of its "
+            "share of the budget's `cpu_trip_percent`, whatever stands here.",
         ),
     ] = 4.0
     settle_seconds: Annotated[

@@ -45,6 +45,7 @@ class Applying:
         report: Sends an `Applied`.
         changed: Called from a module's thread when `step` has something to look at.
         log: The runtime's own logger.
+        took: Told the name of a module that has taken changed settings.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Applying:
         report: Callable[[Applied], object],
         changed: Callable[[], None],
         log: PipeLogger,
+        took: Callable[[str], object],
     ) -> None:
         self._modules = list(modules)
         self._names = list(names)
         self._report = report
         self._changed = changed
         self._log = log
+        self._took = took
         self._kinds: Mapping[str, Any] = {module.name: module.kind for module in modules}
         self._in_force: dict[str, Any] = {}
         self._hash = ""
@@ -165,6 +168,8 @@ class Applying:
         self._round = None
         self._hash = round_.config.hash
         self._in_force = dict(round_.new)
+        for module in round_.done if not round_.first else ():
+            self._took(module.name)
         self._report(Applied(revision=round_.config.revision, ok=True))
 
     def _end(self, round_: _Round, error: str) -> None:

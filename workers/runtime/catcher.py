@@ -30,7 +30,7 @@ STACK_BYTES: Final = 4 * 1024 * 1024
 thread, whatever is reserved). Less is not safe: Python's recursion limit of 1,000 counts calls, and calls
 through C functions such as sorted() ran over 2 MiB (CPython 3.11) before it was reached, which ends the process."""
 
-State = Literal["starting", "running", "backoff", "stopped"]
+State = Literal["starting", "running", "backoff", "tripped", "stopped"]
 
 
 class ReturnedEarlyError(Exception):
@@ -106,6 +106,10 @@ class ModuleThread:
         self._policy = Restarts((host, worker, name))
         self.came_up = False
         """True once the first `init` has ended, well or not."""
+        self.began: Callable[[str, int], None] | None = None
+        """Called with name and identity of the thread, in the thread, before any code of the module."""
+        self.parked = False
+        """True while the thread waits to be released and runs nothing of the module."""
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def start(self, config: Any | None) -> None:
@@ -127,27 +131,38 @@ class ModuleThread:
         if self._thread.ident is not None:
             self._thread.join(max(0.0, seconds))
 
-    def beat(self, now: float, error_characters: int = 512) -> ModuleBeat:
-        """Return the module's part of a beat; `now` is monotonic seconds."""
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the thread so far."""
         if self._cpu_clock is not None:
             try:
                 self._cpu_seconds = time.clock_gettime(self._cpu_clock)
             except OSError:
                 self._cpu_clock = None  # the thread has ended; what it used last stays
+        return self._cpu_seconds
+
+    def beat(self, now: float, error_characters: int = 512) -> ModuleBeat:
+        """Return the module's part of a beat; `now` is monotonic seconds."""
         if self._error and self._state == "running" and now - self._started_at >= STABLE_SECONDS:
             self._error = ""
         return ModuleBeat(
             name=printable(self.name, 128),
             state=self._state,
             restarts=self._restarts,
-            cpu_seconds=self._cpu_seconds,
+            cpu_seconds=self.cpu_seconds(),
             last_task=self.mailbox.last_task,
             error=self._error[:error_characters],
+            degraded=self.mailbox.degraded,
+            allowance_percent=self.mailbox.allowance.of_task(now),
         )
 
     def _main(self) -> None:
         self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+        if self.began is not None:
+            self.began(self.name, threading.get_ident())
         while not self.mailbox.stopping:
+            if self.mailbox.held:
+                self._park()
+                continue
             change = self.mailbox.take_change()
             if change is None and self._config is None:
                 self._error = self._error or "waits for a configuration: its own defaults are not complete"
@@ -160,6 +175,26 @@ class ModuleThread:
         while (task := self.mailbox.take_task()) is not None:
             self._answer(refused(task, "the worker is stopping"))
         self._changed()
+
+    def _park(self) -> None:
+        """Wait until the module is released; take configurations meanwhile, and refuse tasks."""
+        gc.collect()  # what the module had in memory; its frames are gone by now
+        self._state = "tripped"
+        self.came_up = self.parked = True
+        self._changed()
+        poll = select.poll()
+        poll.register(self.mailbox.wakeup.fileno(), select.POLLIN)
+        while self.mailbox.held and not self.mailbox.stopping:
+            if (change := self.mailbox.take_change()) is not None:
+                # Checked against the module's struct; the module's own opinion follows when it starts with it.
+                self._commit(change)
+            while (task := self.mailbox.take_task()) is not None:
+                self._answer(refused(task, "the module is stopped by its breaker; look at the worker's status"))
+            if poll.poll():
+                self.mailbox.wakeup.clear()
+        self.parked = False
+        self._state = "starting"
+        self._restarts += 1
 
     def _attempt(self, change: Change | None) -> None:
         """Run the module once, from `init` to `shutdown`, and wait where that ended in a failure."""
@@ -175,7 +210,7 @@ class ModuleThread:
             # Not the configuration's fault as far as anybody knows: it stays, and the next start has it too.
             self._commit(change)
         self.came_up = True
-        if failure is None or self.mailbox.stopping:
+        if failure is None or self.mailbox.leaving:
             if failure is not None:
                 self.log.error("failed while stopping: %s", trace(failure))
             return
@@ -251,7 +286,7 @@ class ModuleThread:
         """Sleep until a monotonic time, or until the module is to stop or to try another configuration."""
         poll = select.poll()
         poll.register(self.mailbox.wakeup.fileno(), select.POLLIN)
-        while not self.mailbox.stopping and not self.mailbox.has_change:
+        while not self.mailbox.leaving and not self.mailbox.has_change:
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 return

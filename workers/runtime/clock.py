@@ -24,22 +24,17 @@ class CoarseClock:
 
     def now(self) -> float:
         """Return seconds since the epoch, up to 100 ms old: for timestamps only."""
-        self._refresh()
+        self.timestamp()
         return self._now
 
     def timestamp(self) -> str:
         """Return `now` in ISO 8601, UTC, with milliseconds: ``2026-01-02T03:04:05.678Z``."""
-        self._refresh()
-        if not self._text:
-            self._text = iso8601(self._now)
-        return self._text
-
-    def _refresh(self) -> None:
         at = time.monotonic()
         if at - self._read_at >= GRAIN_SECONDS:
             self._read_at = at
             self._now = time.time()
-            self._text = ""
+            self._text = iso8601(self._now)
+        return self._text
 
 
 def iso8601(seconds: float) -> str:

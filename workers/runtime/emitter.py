@@ -13,6 +13,7 @@ from garrison.workers.runtime.outbox import EVENT_BYTES, Outbox
 OVERSIZE: Final = "oversize"
 UNENCODABLE: Final = "unencodable"
 
+_NOTHING: Final[dict[str, object]] = {}
 _BY_KIND: dict[object, Priority] = {priority: priority for priority in PRIORITIES}
 
 
@@ -42,34 +43,35 @@ class Emitter:
             NotSentError: It is too large or has no JSON form; dropped and counted.
             ValueError: There is no such priority; no number was used.
         """
-        inner: object = event.get("event", {}) if isinstance(event, dict) else None
+        inner: object = event.get("event", _NOTHING) if isinstance(event, dict) else None
         if priority is None:
             kind = inner.get("kind") if isinstance(inner, dict) else None
             priority = _BY_KIND.get(kind, "event") if isinstance(kind, str) else "event"
         elif priority not in PRIORITIES:
             raise ValueError(f"no priority {priority!r}; there are {', '.join(PRIORITIES)}")
+        outbox = self._outbox
         with self._turn:
-            now = time.monotonic()
             try:
-                line = self._encode(event, inner, self._outbox.number(priority), timestamp)
+                if not isinstance(event, dict) or not isinstance(inner, dict):
+                    raise UnencodableError(_shape(event, inner))
+                # Copies of two small dicts: a module may keep what it passed, and emit it again.
+                filled = {"module": self._worker, **inner, "sequence": outbox.number(priority)}
+                line = encode_line({"@timestamp": timestamp, **event, "event": filled})
             except UnencodableError as error:
-                self._outbox.refuse(priority, UNENCODABLE, now)
+                outbox.refuse(priority, UNENCODABLE, time.monotonic())
                 raise NotSentError(f"event {_describe(inner)} was dropped, it cannot be encoded: {error}") from error
             if len(line) > EVENT_BYTES:
-                self._outbox.refuse(priority, OVERSIZE, now)
+                outbox.refuse(priority, OVERSIZE, time.monotonic())
                 raise NotSentError(
                     f"event {_describe(inner)} was dropped, it has {len(line)} bytes and {EVENT_BYTES} are allowed"
                 )
-            return self._outbox.put(priority, line, now)
+            return outbox.put(priority, line, time.monotonic())
 
-    def _encode(self, event: object, inner: object, number: int, timestamp: str) -> bytes:
-        if not isinstance(event, dict):
-            raise UnencodableError(f"an event is a dict, not {type(event).__name__}")
-        if not isinstance(inner, dict):
-            raise UnencodableError(f"its field 'event' is a dict, not {type(inner).__name__}")
-        # Copies of two small dicts: a module may keep what it passed, and emit it again.
-        filled = {"module": self._worker, **inner, "sequence": number}
-        return encode_line({"@timestamp": timestamp, **event, "event": filled})
+
+def _shape(event: object, inner: object) -> str:
+    if not isinstance(event, dict):
+        return f"an event is a dict, not {type(event).__name__}"
+    return f"its field 'event' is a dict, not {type(inner).__name__}"
 
 
 def _describe(inner: object) -> str:

@@ -24,25 +24,24 @@ def encode_line(document: Mapping[str, Any]) -> bytes:
         UnencodableError: Some object in it has no JSON form.
     """
     try:
-        line = _encode(document)
+        line = _encode([document])
     except UnicodeEncodeError:
         # Rare: the walk is paid for only by a document that needs it.
-        try:
-            line = _encode(sanitise(document))
-        except UnicodeEncodeError as error:
-            raise UnencodableError(f"text that is no Unicode inside an object: {error}") from error
-    if line.count(b"\n") != 1:
+        line = _encode_sanitised(document)
+    # Encoding runs code of the objects' own (attributes of dataclasses, __str__): nothing that it raises may
+    # reach the module, which asked for an event to be sent and not for an exception.
+    except Exception as error:
+        raise UnencodableError(f"{type(error).__name__}: {printable(str(error), 512)}") from error
+    if line.find(b"\n") != len(line) - 1:
         raise UnencodableError("raw JSON with a newline in it")
     return line
 
 
-def _encode(document: object) -> bytes:
+def _encode_sanitised(document: Mapping[str, Any]) -> bytes:
     try:
-        return _encoder.encode_lines([document])
-    except UnicodeEncodeError:
-        raise
-    # Encoding runs code of the objects' own (attributes of dataclasses, __str__): nothing that it raises may
-    # reach the module, which asked for an event to be sent and not for an exception.
+        return _encode([sanitise(document)])
+    except UnicodeEncodeError as error:
+        raise UnencodableError(f"text that is no Unicode inside an object: {error}") from error
     except Exception as error:
         raise UnencodableError(f"{type(error).__name__}: {printable(str(error), 512)}") from error
 
@@ -63,7 +62,7 @@ def _hook(value: object) -> object:
     raise TypeError(f"an object of type {type(value).__name__} has no JSON form")
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_hook)
+_encode = msgspec.json.Encoder(enc_hook=_hook).encode_lines
 
 
 def sanitise(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the main thread hands to a module's thread: a change of configuration, tasks, and the word to stop."""
+"""What the main thread hands to a module's thread: a configuration, tasks, what it may use, the word to stop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from garrison.ipc.messages import Task
+from garrison.workers.runtime.allowance import Allowance
 from garrison.workers.runtime.wakeup import Wakeup
 
 MAX_TASKS: Final = 8
@@ -67,19 +68,45 @@ class Mailbox:
     """One module's letters; every delivery wakes its thread.
 
     Attributes:
-        stopping: The module should return.
-        degraded: The agent asks for less work.
-        last_task: Name of the task that runs or ran last.
+        stopping: The module should return, for good.
+        held: The module should return and wait until it is released.
+        agent_degraded: The agent asks for less work.
+        breaker_degraded: The module's own breaker asks for less work.
+        last_task: The piece of work that runs or ran last.
+        allowance: What it may use.
     """
 
     def __init__(self) -> None:
         self.stopping = False
-        self.degraded = False
+        self.held = False
+        self.agent_degraded = False
+        self.breaker_degraded = False
         self.last_task = ""
+        self.allowance = Allowance()
         self.wakeup = Wakeup()
         self._lock = threading.Lock()
         self._change: Change | None = None
         self._tasks: deque[Task] = deque()
+
+    @property
+    def leaving(self) -> bool:
+        """True while the module should return from what it does."""
+        return self.stopping or self.held
+
+    @property
+    def degraded(self) -> bool:
+        """True while the module is asked to do less."""
+        return self.agent_degraded or self.breaker_degraded
+
+    def hold(self) -> None:
+        """Tell the module to return and to wait for `release`."""
+        self.held = True
+        self.wakeup.set()
+
+    def release(self) -> None:
+        """Let the module start again."""
+        self.held = False
+        self.wakeup.set()
 
     def offer(self, change: Change) -> None:
         """Leave a change; one that was not taken yet is replaced."""

@@ -73,7 +73,17 @@ class Sandbox(Protocol):
 
     @property
     def degraded(self) -> bool:
-        """True while the agent asks for less work: leave out what is expensive and not essential."""
+        """True while the module is asked to do less: leave out what is expensive and not essential.
+
+        By the agent, or for what the module uses itself. Tickers come half as often and `pace` takes twice as long.
+        """
+
+    @property
+    def cpu_percent(self) -> float:
+        """What long work may use now, percent of one core: 80 % of the module's share of ``cpu_trip_percent``.
+
+        More while a task with an allowance of its own runs. For modules that pace themselves; others call `pace`.
+        """
 
     def emit(self, event: dict[str, Any], *, priority: Priority | None = None) -> bool:
         """Send an ECS document (nested dicts; ``event.kind`` and ``event.action`` given).
@@ -98,6 +108,13 @@ class Sandbox(Protocol):
 
     def rate(self, per_second: float, burst: float) -> TokenBucket:
         """Return a token bucket for the module's own use, to be asked with ``clock.monotonic()``."""
+
+    def pace(self, work: str = "") -> bool:
+        """Pause as long as the CPU time of the module's thread asks for: to be called between the items of long work.
+
+        Keeps it at `cpu_percent` on average, so that a scan never looks like a breach. Meanwhile it does what `wait`
+        does. `work` is the name under which a beat and a trip show what is going on. False: the module should stop.
+        """
 
 
 class Module:

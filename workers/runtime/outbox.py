@@ -17,8 +17,8 @@ BATCH_BYTES = 60_000
 """Bytes of data and drop ranges in one batch: with the rest of the frame they stay below 64 KiB."""
 EVENT_BYTES = 48 * 1024
 """Longest encoded event, newline included."""
-FLUSH_BYTES = 32 * 1024
-"""Bytes waiting that make a batch go at once."""
+FLUSH_BYTES = 56 * 1024
+"""Bytes waiting that make a batch go at once: nearly a whole one, because each costs both sides the same again."""
 FLUSH_SECONDS = 0.2
 """How long an event may wait for company. Alerts and states do not wait."""
 ENTRY_BYTES = 256
@@ -90,7 +90,14 @@ class _Queue:
         del self.gaps[: len(ranges)]
         first = self.next_out
         room = BATCH_BYTES - _RANGE_BYTES * len(ranges)
-        lines: list[bytes] = []
+        if not self.gaps and self.bytes <= room and len(self.lines) <= _BATCH_EVENTS:
+            # The usual case, and what an event costs is mostly this: all that waits goes together.
+            lines = [line for _number, line in self.lines]
+            self.lines.clear()
+            self.bytes = 0
+            self.next_out = self.next_in
+            return ranges, first, lines
+        lines = []
         while self.lines and self.lines[0][0] == self.next_out and len(lines) < _BATCH_EVENTS:
             line = self.lines[0][1]
             room -= len(line)
@@ -115,13 +122,20 @@ class Outbox:
     Args:
         limit: Most bytes of memory for waiting events.
         wake: Wakes the writer; called without the outbox's lock, only when the writer would come too late.
+
+    Attributes:
+        relieve: Called without the outbox's lock by whoever has just made a batch full: may write it at once, and
+            says whether the pipe took it. The writer need not be waited for then, which in a process with one
+            interpreter lock takes longer than the writing.
     """
 
     def __init__(self, limit: int, wake: Callable[[], None]) -> None:
         self.limit = limit
-        self._wake = wake
+        self.wake = wake
+        self.relieve: Callable[[], bool] = lambda: False
         self._lock = threading.Lock()
         self._queues: dict[Priority, _Queue] = {priority: _Queue() for priority in PRIORITIES}
+        self._used = 0  # kept in step with the queues, because every event asks for it
         self._dropped: Counter[str] = Counter()
         self._flushed_at = float("-inf")
         self._writer_comes_at = float("inf")
@@ -147,35 +161,48 @@ class Outbox:
         Raises:
             ValueError: The line is longer than `EVENT_BYTES`; no number was used.
         """
-        if len(line) > EVENT_BYTES:
-            raise ValueError(f"an event of {len(line)} bytes is over the limit of {EVENT_BYTES}")
+        size = len(line)
+        if size > EVENT_BYTES:
+            raise ValueError(f"an event of {size} bytes is over the limit of {EVENT_BYTES}")
         with self._lock:
             queue = self._queues[priority]
-            self._begin(queue, now)
-            fits = self._make_room(priority, len(line) + ENTRY_BYTES)
+            number = queue.next_in
+            queue.next_in = number + 1
+            first = queue.next_out == number
+            if first:
+                queue.since = now
+            used = self._used + size + ENTRY_BYTES
+            fits = used <= self.limit or self._make_room(priority, used - self.limit)
             if fits:
-                queue.lines.append((queue.next_in, line))
-                queue.bytes += len(line)
+                queue.lines.append((number, line))
+                before = queue.bytes
+                queue.bytes = after = before + size
+                self._used += size + ENTRY_BYTES
+                full = before // FLUSH_BYTES != after // FLUSH_BYTES
+                late = first and self._writer_is_late()
             else:
-                queue.drop(queue.next_in, QUEUE_FULL)
+                queue.drop(number, QUEUE_FULL)
                 self._dropped[QUEUE_FULL] += 1
-            queue.next_in += 1
-            late = self._writer_is_late()
+                full = late = self._writer_is_late()
+        if full and not self.relieve():
+            with self._lock:
+                late = self._writer_is_late()
         if late:
-            self._wake()
+            self.wake()
         return fits
 
     def refuse(self, priority: Priority, reason: str, now: float) -> None:
         """Give the next number to an event that cannot be sent: it is dropped for `reason` (12 characters)."""
         with self._lock:
             queue = self._queues[priority]
-            self._begin(queue, now)
+            if queue.next_out == queue.next_in:
+                queue.since = now
             queue.drop(queue.next_in, reason)
             queue.next_in += 1
             self._dropped[reason] += 1
             late = self._writer_is_late()
         if late:
-            self._wake()
+            self.wake()
 
     def take(self, now: float, *, force: bool = False) -> Events | None:
         """Return the next batch that should leave now, the most important priority first.
@@ -188,7 +215,9 @@ class Outbox:
             for priority, queue in self._queues.items():
                 if queue.next_out == queue.next_in or not (force or now >= self._due(priority, queue)):
                     continue
+                before = queue.cost()
                 ranges, first, lines = queue.take()
+                self._used -= before - queue.cost()
                 if priority not in _URGENT and queue.next_out == queue.next_in:
                     self._flushed_at = now
                 return Events(priority=priority, first=first, count=len(lines), data=b"".join(lines), dropped=ranges)
@@ -229,7 +258,7 @@ class Outbox:
     def memory_bytes(self) -> int:
         """Return the bytes that count against the limit."""
         with self._lock:
-            return self._used()
+            return self._used
 
     def dropped(self) -> dict[str, int]:
         """Return how many events were dropped here, by reason."""
@@ -242,13 +271,6 @@ class Outbox:
         with self._lock:
             return all(queue.next_out == queue.next_in for queue in self._queues.values())
 
-    def _begin(self, queue: _Queue, now: float) -> None:
-        if queue.next_out == queue.next_in:
-            queue.since = now
-
-    def _used(self) -> int:
-        return sum(queue.cost() for queue in self._queues.values())
-
     def _due(self, priority: Priority, queue: _Queue) -> float:
         if priority in _URGENT or queue.bytes >= FLUSH_BYTES:
             return float("-inf")
@@ -256,16 +278,18 @@ class Outbox:
         return min(queue.since + FLUSH_SECONDS, max(queue.since, self._flushed_at + FLUSH_SECONDS))
 
     def _writer_is_late(self) -> bool:
-        due = min(self._due(name, queue) for name, queue in self._queues.items() if queue.next_out < queue.next_in)
+        # Nothing may be left: another thread may have taken it meanwhile.
+        due = min(
+            (self._due(name, queue) for name, queue in self._queues.items() if queue.next_out < queue.next_in),
+            default=float("inf"),
+        )
         if due >= self._writer_comes_at:
             return False
         self._writer_comes_at = due
         return True
 
-    def _make_room(self, priority: Priority, cost: int) -> bool:
-        missing = self._used() + cost - self.limit
-        if missing <= 0:
-            return True
+    def _make_room(self, priority: Priority, missing: int) -> bool:
+        """Give up lines of lower priorities for `missing` bytes. False: that would not be enough, none was given up."""
         lower = [self._queues[name] for name in reversed(PRIORITIES[PRIORITIES.index(priority) + 1 :])]
         if sum(queue.cost() for queue in lower) < missing:
             return False  # giving up the others would not save this one
@@ -275,5 +299,6 @@ class Outbox:
                 queue.bytes -= len(line)
                 queue.drop(number, QUEUE_FULL)
                 self._dropped[QUEUE_FULL] += 1
+                self._used -= len(line) + ENTRY_BYTES
                 missing -= len(line) + ENTRY_BYTES
         return True

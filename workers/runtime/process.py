@@ -12,7 +12,19 @@ from typing import Final
 
 from garrison.ipc.channel import ChannelClosedError, FrameReceiver
 from garrison.ipc.frames import MAX_DOWN_BYTES, ProtocolError
-from garrison.ipc.messages import Ack, Beat, Config, Control, ModuleBeat, Ready, Result, Stop, Task, decode_down
+from garrison.ipc.messages import (
+    EXIT_WITHOUT_MODULE,
+    Ack,
+    Beat,
+    Config,
+    Control,
+    ModuleBeat,
+    Ready,
+    Result,
+    Stop,
+    Task,
+    decode_down,
+)
 from garrison.workers.runtime.applying import Applying
 from garrison.workers.runtime.assignment import Assignment
 from garrison.workers.runtime.catcher import ModuleThread
@@ -20,6 +32,7 @@ from garrison.workers.runtime.emitter import Emitter
 from garrison.workers.runtime.encoding import printable
 from garrison.workers.runtime.loader import load_all
 from garrison.workers.runtime.logs import LevelFilter, PipeLogger, trace
+from garrison.workers.runtime.modulewatch import ModuleWatch
 from garrison.workers.runtime.notices import Notices
 from garrison.workers.runtime.outbox import Outbox
 from garrison.workers.runtime.tasks import refused
@@ -55,7 +68,7 @@ def poll_milliseconds(seconds: float) -> int:
 
 
 def run(assignment: Assignment) -> int:
-    """Be a worker until told to stop; return the exit status: 0, 70 or 78.
+    """Be a worker until told to stop; return the exit status: 0, 70, 75 (a module does not stop) or 78.
 
     Call it in the main thread of a process with one thread. The caller then leaves with ``os._exit``, because
     a module that does not come back must not keep the process.
@@ -88,6 +101,9 @@ class _Worker:
         self._receiver = FrameReceiver(assignment.config_fd, MAX_DOWN_BYTES)
         self._poll = select.poll()
         self._applying: Applying
+        self._watch: ModuleWatch
+        self._degraded = False
+        self._configured = False
 
     def run(self) -> int:
         assignment = self._assignment
@@ -101,7 +117,9 @@ class _Worker:
         self._poll.register(assignment.events_fd, 0)
         self._load()
         names = [name for name, _spec in assignment.modules]
-        applying = Applying(self._modules, names, self._notices.offer, self._wakeup.set, self._log)
+        self._watch = ModuleWatch(self._modules, (assignment.host, assignment.worker), assignment.state_dir, self._log)
+        took = self._watch.settings_changed
+        applying = Applying(self._modules, names, self._notices.offer, self._wakeup.set, self._log, took)
         self._applying = applying
         if not self._modules:
             self._stop = "none of its modules can be loaded"
@@ -116,6 +134,8 @@ class _Worker:
             _complain(assignment.worker, f"the master sent what cannot be understood: {error}")
             self._stop_modules_alone()
             return EXIT_BROKEN
+        if self._watch.given_up:
+            return EXIT_WITHOUT_MODULE
         return EXIT_OK if self._modules else EXIT_CONFIG
 
     def _set_up_signals(self) -> None:
@@ -159,6 +179,11 @@ class _Worker:
         now = time.monotonic()
         if self._ready_at is None:  # what became of the first configuration is told after `ready`
             applying.step(now)
+        if applying.started:
+            self._watch.step(now)
+            if self._watch.given_up:
+                self._stop = f"module {self._watch.given_up} does not return"
+                return
         self._announce(applying, now)
         if now >= self._beat_at:
             self._beat_at = now + self._beat_seconds
@@ -171,7 +196,7 @@ class _Worker:
 
     def _until_due(self, applying: Applying, now: float) -> float:
         """Return how long nothing is to be done, seconds, apart from what wakes by itself."""
-        times = [self._beat_at, applying.deadline(), self._ready_at]
+        times = [self._beat_at, applying.deadline(), self._ready_at, self._watch.deadline()]
         if self._uplink.blocked:
             self._outbox.writer_waits_for_pipe()
         else:
@@ -203,14 +228,21 @@ class _Worker:
                 case Config() as config:
                     self._configure(config)
                 case Control(action):
-                    for module in self._modules:
-                        module.mailbox.degraded = action == "degrade"
+                    self._obey(action)
                 case Task() as task:
                     self._assign(task)
                 case Stop(reason):
                     self._stop = reason or "the master asked"
                 case Ack():
                     pass  # the master keeps the events; this process has nothing left of them
+
+    def _obey(self, action: str) -> None:
+        if action == "reset":
+            self._watch.reset(time.monotonic())
+            return
+        self._degraded = action == "degrade"
+        for module in self._modules:
+            module.mailbox.agent_degraded = self._degraded
 
     def _configure(self, config: Config) -> None:
         if self._stop is not None:
@@ -220,6 +252,10 @@ class _Worker:
         if seconds != self._beat_seconds:
             self._beat_seconds = seconds
             self._beat_at = min(self._beat_at, time.monotonic() + seconds)
+        self._watch.configure(config)
+        if not self._configured:
+            self._configured = True
+            self._watch.begin(config.held, time.monotonic())
         self._applying.offer(config)
 
     def _announce(self, applying: Applying, now: float) -> None:
@@ -263,17 +299,21 @@ class _Worker:
             ModuleBeat(name=printable(name, 128), state="stopped", error=error[:characters])
             for name, error in self._failures.items()
         ]
-        return Beat(
+        beat = Beat(
             emitted=self._outbox.emitted(),
             queued=queued,
             queued_bytes=queued_bytes,
             dropped=self._outbox.dropped(),
             modules=modules,
+            degraded=self._degraded,
         )
+        self._watch.describe(beat, now)
+        return beat
 
     def _wind_up(self) -> None:
         """Stop the modules, send what is queued and a last beat, each for a bounded time."""
         self._log.info("stopping: %s", self._stop or "")
+        self._watch.end()
         self._stop_modules(MODULES_STOP_SECONDS)
         deadline = time.monotonic() + FLUSH_SECONDS
         self._uplink.beat_due = False

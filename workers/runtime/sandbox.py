@@ -6,9 +6,9 @@ import math
 import select
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from garrison.ipc.messages import Priority, Result
+from garrison.ipc.messages import Priority, Result, Task
 from garrison.ipc.pacing import TokenBucket
 from garrison.workers.runtime.clock import CoarseClock
 from garrison.workers.runtime.emitter import Emitter, NotSentError
@@ -16,9 +16,12 @@ from garrison.workers.runtime.encoding import printable
 from garrison.workers.runtime.logs import PipeLogger, describe, trace
 from garrison.workers.runtime.mailbox import Change, Mailbox
 from garrison.workers.runtime.module import Clock, ConfigError, Logger, Module
+from garrison.workers.runtime.pace import CpuPace
 from garrison.workers.runtime.tasks import perform
 from garrison.workers.runtime.tickers import Tickers
 
+DEGRADED_STRETCH: Final = 2.0
+"""How much longer the periods of tickers are while the module is asked to do less."""
 _LONGEST_POLL_MS = 2**31 - 1
 _READABLE = select.POLLIN | select.POLLPRI
 
@@ -72,6 +75,9 @@ class ModuleSandbox:
         self._took = took
         self._tickers = Tickers(host, worker)
         self._inside = False
+        self._pace = CpuPace()
+        self._work = ""
+        self._told = False
         self._poll = select.poll()
         self._poll.register(mailbox.wakeup.fileno(), select.POLLIN)
         self._polled: tuple[int, ...] = ()
@@ -79,7 +85,9 @@ class ModuleSandbox:
     @property
     def stopping(self) -> bool:
         """True once the module should return from `run`."""
-        return self._mailbox.stopping
+        # Once told, told for good: a release that comes before the module has noticed is for its next start.
+        self._told = self._told or self._mailbox.leaving
+        return self._told
 
     @property
     def degraded(self) -> bool:
@@ -110,6 +118,25 @@ class ModuleSandbox:
         """Return a token bucket for the module's own use."""
         return TokenBucket(per_second, burst)
 
+    @property
+    def cpu_percent(self) -> float:
+        """What long work may use now, percent of one core."""
+        return self._mailbox.allowance.paced(time.monotonic(), degraded=self.degraded)
+
+    def pace(self, work: str = "") -> bool:
+        """Pause as long as the module's CPU time so far asks for. False: the module should stop.
+
+        Called between the items of long work; runs what `wait` runs meanwhile.
+        """
+        if work and work is not self._work:
+            self._work = work
+            self._mailbox.last_task = printable(work, 128)
+        now = time.monotonic()
+        delay = self._pace.delay(time.thread_time(), now, self.cpu_percent, self._mailbox.allowance.burst_seconds)
+        if delay > 0:
+            self.wait(timeout=delay)
+        return not self.stopping
+
     def wait(self, *fds: int, timeout: float | None = None) -> list[int]:
         """Sleep until a descriptor is readable, the timeout (seconds) is over, or the module should stop.
 
@@ -124,7 +151,7 @@ class ModuleSandbox:
             while not self.stopping:
                 if not nested:
                     self._do_what_is_due()
-                    if self._mailbox.stopping:
+                    if self._mailbox.leaving:
                         break
                     self._register(fds)  # a ticker may have waited for descriptors of its own
                 now = time.monotonic()
@@ -144,13 +171,21 @@ class ModuleSandbox:
         # One task a turn: between two of them the module can be stopped and its tickers run.
         task = self._mailbox.take_task()
         if task is not None:
-            self._mailbox.last_task = printable(task.task, 128)
-            self._answer(perform(task, self._module, self))
+            self._perform(task)
             self._mailbox.wakeup.set()  # there may be another one behind it
-        for call in self._tickers.due(time.monotonic()):
+        for call in self._tickers.due(time.monotonic(), DEGRADED_STRETCH if self.degraded else 1.0):
             if self.stopping:
                 return
             call()
+
+    def _perform(self, task: Task) -> None:
+        self._mailbox.last_task = printable(task.task, 128)
+        self._work = ""
+        self._mailbox.allowance.begin_task(task.allowance_percent, task.allowance_seconds, time.monotonic())
+        try:
+            self._answer(perform(task, self._module, self))
+        finally:
+            self._mailbox.allowance.end_task()
 
     def _sleep(self, now: float, deadline: float, next_due: float | None) -> list[int]:
         until = min(deadline, math.inf if next_due is None else next_due)

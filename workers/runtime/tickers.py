@@ -25,10 +25,10 @@ def grid_of(period: float) -> float:
 
 
 class _Ticker:
-    __slots__ = ("call", "due", "grid", "period")
+    __slots__ = ("call", "due", "grid", "period", "planned")
 
     def __init__(self, period: float, call: Callable[[], None], due: float) -> None:
-        self.period = period
+        self.period = self.planned = period
         self.grid = grid_of(period)
         self.call = call
         self.due = due
@@ -68,31 +68,34 @@ class Tickers:
             raise ValueError(f"a module may have at most {MAX_TICKERS} tickers")
         ticker = _Ticker(period, call, now)
         if not immediately:
-            ticker.due = self._tick_from(ticker, math.nextafter(now, math.inf))
+            ticker.due = self._tick_from(ticker, math.nextafter(now, math.inf), period)
         self._tickers.append(ticker)
 
     def next_due(self) -> float | None:
         """Return the monotonic time of the next call, or None without tickers."""
         return min((ticker.due for ticker in self._tickers), default=None)
 
-    def due(self, now: float) -> list[Callable[[], None]]:
+    def due(self, now: float, stretch: float = 1.0) -> list[Callable[[], None]]:
         """Return what is to be called now, in the order of being added, and plan each one's next call.
 
         Nothing comes before its tick. What is late is called once, and then not again within half a
-        period, so that a stalled module does not come back to a heap of work.
+        period, so that a stalled module does not come back to a heap of work. `stretch`, 1 or more, makes the periods
+        longer from the next call on: a whole number keeps the ticks on those that would have come anyway.
         """
         calls = []
         for ticker in self._tickers:
+            period = ticker.period * stretch
             if now >= ticker.due:
                 calls.append(ticker.call)
-                ticker.due = self._tick_from(ticker, now + ticker.period / 2)
-            elif ticker.due - now > 2 * ticker.period:
+                ticker.due = self._tick_from(ticker, now + period / 2, period)
+            elif ticker.due - now > 2 * max(period, ticker.planned):
                 # Only a clock that went backwards leaves a tick that far ahead: plan anew rather than wait.
-                ticker.due = self._tick_from(ticker, math.nextafter(now, math.inf))
+                ticker.due = self._tick_from(ticker, math.nextafter(now, math.inf), period)
         return calls
 
-    def _tick_from(self, ticker: _Ticker, earliest: float) -> float:
-        count = math.ceil((earliest - self._phase) / ticker.period)
-        tick = count * ticker.period
+    def _tick_from(self, ticker: _Ticker, earliest: float, period: float) -> float:
+        ticker.planned = period
+        count = math.ceil((earliest - self._phase) / period)
+        tick = count * period
         due = self._phase + math.ceil(tick / ticker.grid) * ticker.grid
         return max(due, earliest)  # rounding in the last bit must not make it early

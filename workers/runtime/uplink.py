@@ -1,12 +1,13 @@
-"""The uplink: the one writer of the pipe to the master."""
+"""The uplink: the one writer of the pipe to the master. Whoever writes holds its turn."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
-from garrison.ipc.channel import FrameSender
+from garrison.ipc.channel import ChannelClosedError, FrameSender
 from garrison.ipc.frames import MAX_UP_BYTES, encode
 from garrison.ipc.messages import Beat
 from garrison.workers.runtime.notices import Notices
@@ -28,11 +29,13 @@ class Uplink:
 
     def __init__(self, fd: int, notices: Notices, outbox: Outbox, beat: Callable[[], Beat]) -> None:
         self._sender = FrameSender(fd)
+        self._turn = threading.Lock()
         self._notices = notices
         self._outbox = outbox
         self._beat = beat
         self.beat_due = False
         """Set when a beat should go; cleared when it has begun to."""
+        outbox.relieve = self.relieve
 
     @property
     def blocked(self) -> bool:
@@ -53,12 +56,34 @@ class Uplink:
         Raises:
             ChannelClosedError: The master is gone.
         """
-        if not self._sender.flush():
-            return False
-        for _ in range(FRAMES_A_TURN):
-            frame = self._next_frame(force)
-            if frame is None or not self._sender.send(frame):
+        with self._turn:
+            if not self._sender.flush():
                 return False
+            for _ in range(FRAMES_A_TURN):
+                frame = self._next_frame(force)
+                if frame is None or not self._sender.send(frame):
+                    return False
+            return True
+
+    def relieve(self) -> bool:
+        """Write a batch of events from the thread that has filled it. False: the main thread has to see to the pipe.
+
+        Never waits: neither for the pipe nor for the main thread's turn.
+        """
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self.beat_due or not self._notices.empty or not self._sender.flush():
+                return False
+            batch = self._outbox.take(time.monotonic())
+            written = batch is None or self._sender.send(encode("events", batch, limit=MAX_UP_BYTES))
+        except ChannelClosedError:
+            written = False  # the main thread sees for itself that the reader is gone
+        finally:
+            self._turn.release()
+        if not written:
+            # Nobody else may come by: the frame's rest is the main thread's to finish.
+            self._outbox.wake()
         return True
 
     def _next_frame(self, force: bool) -> bytes | None:

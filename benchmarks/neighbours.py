@@ -1,0 +1,148 @@
+"""All misbehaving workers at once, and two processes outside: how fast one works, and how late the other wakes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.context import Context
+from benchmarks.probe import Probe, speed
+from benchmarks.report import Report, Row
+from benchmarks.stats import Series, number
+from benchmarks.supervisord import Supervisord
+from tests.e2e._agent import MISBEHAVING, RunningAgent
+from tests.e2e._hogs import HEALTHY, HOGS, Follower, Yard, cpu_clock, lateness
+
+QUOTA_PERCENT = 5 * (os.cpu_count() or 1)
+"""Of one core: 5 % of the machine."""
+SETTLE_SECONDS = 1.0
+WINDOW_SECONDS = 3.0
+TICK_SECONDS = 5.0
+
+
+class Felt:
+    """What the probes felt in one kind of window."""
+
+    def __init__(self, name: str) -> None:
+        self.speed = Series(name, "pieces of work/s")
+        self.late = Series(name, "ms")
+
+    def take(self, latency: Probe, work: Probe, seconds: float) -> None:
+        """Measure one window."""
+        latency.begin()
+        self.speed.add(speed(work.measure(seconds)))
+        self.late.add(latency.end()["p99"])
+
+
+def neighbours(context: Context, report: Report) -> None:
+    """Alternate: the agent with all of them, nothing, nothing; now and then Supervisor with the same ones."""
+    count, window = context.count(12, 2), context.seconds(WINDOW_SECONDS, 1.5)
+    with_agent, off, again = Felt("agent"), Felt("off"), Felt("off again")
+    with_peer = Felt("Supervisor 4.3, the same ones")
+    late: list[float] = []
+    used = Series("agent", "% of a core")
+    with Probe("latency") as latency, Probe("work") as work:
+        for turn in range(count):
+            context.noise.sample()
+            with _agent(context.folder / f"neighbours{turn}", late) as clock:
+                before, begin = clock(), time.monotonic()
+                with_agent.take(latency, work, window)
+                used.add((clock() - before) / (time.monotonic() - begin) * 100)
+            time.sleep(SETTLE_SECONDS)
+            off.take(latency, work, window)
+            again.take(latency, work, window)
+            if turn % 4 == 0:
+                with _supervisor(context.folder / f"neighbours-peer{turn}"):
+                    with_peer.take(latency, work, window)
+                time.sleep(SETTLE_SECONDS)
+    ours = _percent("of its speed with the agent off", with_agent, off)
+    peer = _percent("Supervisor 4.3, the same ones", with_peer, off)
+    control = _percent("off beside off", again, off)
+    report.rows += [
+        Row(
+            f"a neighbour's speed, all at once, {QUOTA_PERCENT} % of a core for all workers",
+            ours,
+            peer,
+            ours.p50 / peer.p50,
+            "≥ 95 % at the median",
+            ours.p50 >= 95,
+        ),
+        Row("the same with the agent off both times: the control", control),
+        Row(
+            "a neighbour's sleep of 2 ms, late at p99",
+            with_agent.late,
+            with_peer.late,
+            with_peer.late.p50 / with_agent.late.p50,
+        ),
+        Row("the same with the agent off", off.late),
+        Row("CPU of master, nursery and all workers meanwhile", used),
+    ]
+    beats = Series("late", "s", late)
+    what = f"the healthy worker's sign of life each {TICK_SECONDS:g} s among all of them"
+    report.rows.append(Row(what, beats, goal="≤ one period late", met=max(late) <= TICK_SECONDS))
+    report.notes.append(
+        f"{len(HOGS)} misbehaving workers and a healthy one, default budgets, {count} alternations of {window:g} s; "
+        f"a neighbour alone does {number(off.speed.p50)} pieces of work a second"
+    )
+
+
+def _percent(name: str, these: Felt, those: Felt) -> Series:
+    """Return the speeds as percent of the others', turn by turn."""
+    values = those.speed.values
+    step = len(values) // len(these.speed.values)
+    return Series(name, "%", [100 * speed / values[turn * step] for turn, speed in enumerate(these.speed.values)])
+
+
+@contextlib.contextmanager
+def _agent(folder: Path, late: list[float]) -> Iterator[Callable[[], float]]:
+    budget = f"budget = {{sample_seconds = 5, beat_seconds = {TICK_SECONDS:g}}}"
+    tables = [f"{one.toml().partition('budget = ')[0]}{budget}\n" for one in HOGS]
+    healthy = HEALTHY.replace("every_seconds = 1.0", "every_seconds = 0.5").replace("beat_seconds = 1.0", "")
+    agent = RunningAgent(folder, healthy + "".join(tables), agent=f"budget = {{cpu_quota_percent = {QUOTA_PERCENT}}}")
+    yard = Yard(agent)
+    try:
+        yard.start(None)
+        for one in HOGS:
+            agent.wait_worker(one.name, state="running")
+        follower = Follower(agent)
+        yard.loose(*(one.name for one in HOGS))
+        begin = time.monotonic()
+        time.sleep(SETTLE_SECONDS)
+        yield cpu_clock(agent)
+        # Ticks each 0.5 s, so that a short window has some; late by more than a beat's period is what must not be.
+        late.append(max(0.0, lateness(follower.ticks(begin), 0.5)))
+    finally:
+        yard.call_back()
+        agent.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _supervisor(folder: Path) -> Iterator[None]:
+    switches = folder.with_name(f"{folder.name}-switches")
+    switches.mkdir()
+    sections = []
+    for one in HOGS:
+        if one.external:
+            continue
+        (switches / one.name).touch()
+        sections.append(
+            f"[program:{one.name}]\n"
+            f"command = {sys.executable} {MISBEHAVING / 'hogs.py'} {one.kind} {switches / one.name}\n"
+            "stopwaitsecs = 2\nautorestart = true\nstartsecs = 0\n"
+            "stdout_logfile_maxbytes = 1MB\nstdout_logfile_backups = 1\n"
+            "stderr_logfile_maxbytes = 1MB\nstderr_logfile_backups = 1\n"
+        )
+    try:
+        with Supervisord(folder, 1, more="".join(sections)):
+            time.sleep(SETTLE_SECONDS)
+            yield
+            # Before it ends: what has left their process groups is ended by the missing switch alone.
+            shutil.rmtree(switches)
+    finally:
+        shutil.rmtree(switches, ignore_errors=True)
