@@ -20,7 +20,7 @@ test: $(READY) $(VENV)/.etcd-debian ## Run all tests; what needs root, cgroups o
 	@$(BIN)/pytest $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## Measure the agent beside its peers and print a table (root; a quarter of an hour; ARGS="killswitch --quick")
+bench: $(READY) ## Measure the agent beside its peers and print a table (root; 20 minutes; ARGS="killswitch --quick")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: check

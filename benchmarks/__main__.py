@@ -20,11 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import breaking, events, idle, killswitch, restart, start
+from benchmarks import breaking, etcd, events, fleet, idle, killswitch, restart, start
 from benchmarks.context import Context
 from benchmarks.report import Report, markdown
 from benchmarks.supervisord import PeerMissingError, install
 from garrison.supervisor.control.protocol import ControlError
+from garrison.supervisor.stores.etcd.errors import EtcdError
+from tests.etcd.binaries import MissingError
 
 BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "killswitch": killswitch.run,
@@ -33,6 +35,8 @@ BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "restart": restart.run,
     "idle": idle.run,
     "breaking": breaking.run,
+    "etcd": etcd.run,
+    "fleet": fleet.run,
 }
 
 
@@ -85,7 +89,7 @@ def _measure(name: str, context: Context) -> Report:
     gc.disable()
     try:
         report = BENCHMARKS[name](context)
-    except (AssertionError, OSError, ControlError, queue.Empty, ValueError) as error:
+    except (AssertionError, OSError, ControlError, EtcdError, MissingError, queue.Empty, ValueError) as error:
         report = Report(name, error=f"{type(error).__name__}: {error}")
     finally:
         gc.enable()

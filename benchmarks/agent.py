@@ -90,6 +90,7 @@ class StateEvents:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self.host = agent.running.host
         self._queue: queue.SimpleQueue[tuple[float, dict[str, Any]]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="state events", daemon=True)
         self._thread.start()

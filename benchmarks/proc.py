@@ -88,3 +88,9 @@ def pss_mib(pid: int) -> float:
     """Return the proportional set size of a process, MiB: shared pages divided among those who share them."""
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
+
+
+def rss_mib(pid: int) -> float:
+    """Return the resident memory of a process, MiB."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:")) / 1024

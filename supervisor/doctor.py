@@ -82,6 +82,10 @@ def examine(
         ("Configuration and files", doctor_files.file_checks(settings, problem, config)),
         ("Agent", [("agent", partial(doctor_files.agent, settings, socket))]),
     ]
+    if settings is not None and settings.store.backend == "etcd":
+        from garrison.supervisor import doctor_etcd
+
+        groups.insert(-1, ("etcd", doctor_etcd.checks(settings)))
     return [finding for group, checks in groups for finding in _carry_out(group, checks)]
 
 

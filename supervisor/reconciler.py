@@ -6,12 +6,14 @@ what was accepted of it, resolves on every change, and hands the result on. Call
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 
 from garrison.supervisor.desired import Change, Context, Desired, Memory, WorkerBase, changes, resolve
 from garrison.supervisor.settings import AggregateBudget, Budget, Settings, aggregate_from, budget_from
 from garrison.supervisor.state import Override
 from garrison.supervisor.stores.base import Snapshot, Store
+from garrison.supervisor.stores.values import ValueRefusedError, body_reference
 
 EMPTY = Snapshot(entries={}, revision=0, history="")
 """What holds before any store has spoken: the configuration file alone."""
@@ -51,8 +53,16 @@ class Reconciler:
         self._asked: tuple[str, ...] = ()
 
     def restore(self, snapshot: Snapshot | None, memory: Memory | None) -> None:
-        """Take up what was cached; nothing is resolved yet."""
+        """Take up what was cached; nothing is resolved yet.
+
+        The bodies in force are part of what was accepted. They are not fetched again, neither by a fleet that is
+        restarted together nor while the store is away.
+        """
         self.snapshot, self.memory = snapshot, memory
+        if snapshot is not None and memory is not None:
+            wanted = _references(snapshot)
+            values = {hashlib.sha256(one.value).hexdigest(): one.value for one in memory.slots.values()}
+            self._bodies = {sha256: value for sha256, value in values.items() if sha256 in wanted}
 
     def take_snapshot(self, snapshot: Snapshot) -> None:
         """Take what the store says now."""
@@ -60,8 +70,10 @@ class Reconciler:
         self.resolve()
 
     def take_bodies(self, bodies: Mapping[str, bytes | None]) -> None:
-        """Take bodies that were asked for."""
-        self._bodies = {name: body for name, body in {**self._bodies, **bodies}.items() if body is not None}
+        """Take bodies that were asked for; those that no key refers to any more are let go."""
+        wanted = _references(self.snapshot if self.snapshot is not None else EMPTY)
+        found = {**self._bodies, **bodies}
+        self._bodies = {name: body for name, body in found.items() if body is not None and name in wanted}
         self.resolve()
 
     def override(self, worker: str, override: Override | None) -> None:
@@ -121,3 +133,14 @@ class Reconciler:
             local=self.overrides,
             bodies=self._bodies,
         )
+
+
+def _references(snapshot: Snapshot) -> set[str]:
+    """Return the bodies that keys refer to, by SHA-256."""
+    found = set()
+    for entry in snapshot.entries.values():
+        try:
+            found.add(body_reference(entry.value))
+        except ValueRefusedError:
+            continue  # reported by the resolution
+    return {sha256 for sha256 in found if sha256 is not None}

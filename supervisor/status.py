@@ -17,6 +17,7 @@ from garrison.supervisor.control.status import (
 )
 from garrison.supervisor.killswitch import KillSwitch
 from garrison.supervisor.lifecycle import ALIVE, State
+from garrison.supervisor.problems import MAX_TEXT
 from garrison.supervisor.sampler import Sampler
 from garrison.supervisor.stores import base as stores
 from garrison.supervisor.worker.node import limits_of
@@ -120,6 +121,8 @@ def store_status(store: stores.StoreStatus, lease_id: str) -> StoreStatus:
         revision=store.revision,
         lease_id=lease_id,
         stale_seconds=int(store.stale_seconds),
+        connected_seconds=int(store.connected_seconds),
+        error=store.error[:MAX_TEXT],
     )
 
 

@@ -149,6 +149,7 @@ def hosts(
         list[HostState] | None,
         typer.Option("--state", metavar="|".join(HostState), help="Only hosts of this state; repeatable."),
     ] = None,
+    trouble: Annotated[bool, typer.Option("--trouble", help="Only hosts that are not simply online.")] = False,
     group: Annotated[
         list[str] | None, typer.Option("--group", metavar="NAME", help="Only hosts of this group; repeatable.")
     ] = None,
@@ -190,6 +191,7 @@ def hosts(
             states=tuple(one.value for one in state or ()),
             groups=tuple(group or ()),
             expected=expected,
+            trouble=trouble,
             summary=summary,
             as_json=as_json,
             page=page,

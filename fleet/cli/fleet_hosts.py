@@ -44,6 +44,7 @@ class Options:
     states: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     expected: str = ""
+    trouble: bool = False
     summary: bool = False
     as_json: bool = False
     page: int = 1000
@@ -87,7 +88,7 @@ class _Listing:
         from garrison.supervisor.stores.etcd.connection import Connection
 
         self._total = 0
-        connection = connect(self._reach, Connection, lambda opened: opened.open())
+        connection = connect(self._reach, Connection)
         try:
             scan = Scan(connection, self._reach.prefix, self._expected, self._options.page)
             counted: Counter[Mark] = Counter()
@@ -114,6 +115,8 @@ class _Listing:
         states, groups = set(self._options.states), set(self._options.groups)
         for host in hosts:
             if (states and states.isdisjoint(host.marks)) or (groups and groups.isdisjoint(host.groups)):
+                continue
+            if self._options.trouble and host.marks == ("online",):
                 continue
             counted.update(host.marks)
             self._total += 1
@@ -145,15 +148,24 @@ class _Listing:
                 }
                 sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
             return
-        parts = [f"{count(counted[mark])} {mark}" for mark in reversed(MARKS) if counted[mark]]
-        terminal.print(Text(f"{plural(self._total, 'host')}: {', '.join(parts) or 'none'} (revision {scan.revision})"))
+        terminal.print(Text(f"{plural(self._total, 'host')}: {_counts(counted)} (revision {scan.revision})"))
         if scan.unknown:
             terminal.print(Text(f"{plural(scan.unknown, 'key')} of no known kind, not shown", style="yellow"))
 
 
+def _counts(counted: Counter[Mark]) -> str:
+    """Return how many there are: first the two that exclude each other, then what holds of some of them."""
+    from garrison.fleet.etcd.hosts import MARKS
+
+    apart: tuple[Mark, ...] = ("online", "gone")
+    there = ", ".join(f"{count(counted[mark])} {mark}" for mark in apart if counted[mark])
+    more = ", ".join(f"{count(counted[mark])} {mark}" for mark in MARKS if mark not in apart and counted[mark])
+    return "; ".join(part for part in (there, more) if part) or "none"
+
+
 def _row(host: Host) -> str:
-    fine = sum(worker.state in ("running", "throttled", "probation") for worker in host.workers)
-    workers = f"{fine} of {len(host.workers)} running" if host.workers else "-"
+    states = Counter(worker.state for worker in host.workers)
+    workers = ", ".join(f"{number} {state}" for state, number in states.most_common())
     cells = (host.host, host.state, ",".join(host.groups), host.version, ",".join(host.ip_addresses[:1]), workers)
     return _columns(tuple(sanitise(cell, limit=64) or "-" for cell in cells))
 

@@ -160,7 +160,7 @@ def _unreachable(init: Init) -> NoReturn:
     assert init.folder is not None
     raise CliError(
         f"the certificates are there, and the cluster does not answer with TLS: {init.failure}",
-        "start each member with\n"
+        "if it runs with TLS already, look at its health; else start each member with\n"
         f"  --cert-file {init.folder.file('server.crt')} --key-file {init.folder.file('server.key')}\n"
         f"  --trusted-ca-file {init.folder.ca} --client-cert-auth\n"
         "  --listen-client-urls https://... --advertise-client-urls https://...\n"
@@ -171,16 +171,25 @@ def _unreachable(init: Init) -> NoReturn:
 
 def next_steps(init: Init) -> str:
     """Return what an agent's configuration needs, as TOML."""
-    endpoints = ", ".join(f'"{endpoint}"' for endpoint in init.request.reach.endpoints)
-    lines = ["On each host, in /etc/garrison/garrison.toml:", "", "[store]", 'backend = "etcd"', ""]
+    from garrison.supervisor.keys import DEFAULT_PREFIX
+
+    request = init.request
+    user = "garrison-host-HOST" if request.hosts else "garrison-agent"
+    endpoints = ", ".join(f'"{endpoint}"' for endpoint in request.reach.endpoints)
+    lines = ["On each host, in /etc/garrison/garrison.toml:", ""]
+    if request.reach.prefix != DEFAULT_PREFIX:
+        lines += ["[agent]", f'prefix = "{request.reach.prefix}"', ""]
+    lines += ["[store]", 'backend = "etcd"', ""]
     lines += ["[store.etcd]", f"endpoints = [{endpoints}]"]
     if init.folder is not None:
-        which = "hosts/HOST" if init.request.hosts else "agent"
+        which = "hosts/HOST" if request.hosts else "agent"
         lines += [f'{name} = "/etc/garrison/{file}"' for name, file in _FILES]
         lines += ["", f"with ca.crt, {which}.crt and {which}.key from {init.folder.path}; the keys with mode 0600."]
-    elif init.request.passwords:
-        lines += ['username = "garrison-agent"', 'password_file = "/etc/garrison/agent.password"']
-        lines += ["", f"with the password from {init.password_file('garrison-agent')}, mode 0600."]
+    elif request.reach.files.ca_cert:
+        lines += ["", f"and ca_cert, cert and key: a certificate of yours with the common name {user}."]
+    elif request.passwords:
+        lines += [f'username = "{user}"', 'password_file = "/etc/garrison/agent.password"']
+        lines += ["", f"with the password from {init.password_file(user)}, mode 0600."]
     return "\n".join(lines)
 
 

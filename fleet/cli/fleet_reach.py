@@ -51,6 +51,8 @@ class Given:
                     check_prefix(self.prefix)
                 return self._configured(target)
             endpoints = tuple(part.strip() for part in self.endpoints.split(",") if part.strip())
+            if not endpoints:
+                raise ValueError("--endpoints names no endpoint")
             for endpoint in endpoints:
                 parse_endpoint(endpoint)
             prefix = check_prefix(self.prefix or DEFAULT_PREFIX)

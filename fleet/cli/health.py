@@ -78,12 +78,13 @@ def _of_agent(report: StatusReport, places: Places) -> list[Trouble]:
         where = f" at {store.endpoint}" if store.endpoint else ""
         found.append(
             Trouble(
-                f"the {store.backend or 'configuration'} store{where} is not reachable; the agent goes on with the"
+                store.error
+                or f"the {store.backend or 'configuration'} store{where} is not reachable; the agent goes on with the"
                 f" last good configuration{age}",
-                "check the store and the way to it; nothing has to be done here",
+                "check the store and the way to it (`garrison doctor`); nothing has to be done here",
             )
         )
-    found += [Trouble(problem) for problem in agent.problems]
+    found += [Trouble(problem) for problem in agent.problems if store.connected or problem != store.error]
     return found
 
 

@@ -110,6 +110,8 @@ def _store(agent: AgentStatus) -> Text:
     text = Text(sanitise(" ".join(part for part in (store.backend, store.endpoint) if part)) + ", ")
     if store.connected:
         text.append("connected", style="green")
+        if store.connected_seconds:
+            text.append(f" for {duration(store.connected_seconds)}")
     else:
         text.append("NOT CONNECTED", style="bold red")
     text.append(f", revision {store.revision}")

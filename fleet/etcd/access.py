@@ -231,7 +231,8 @@ def steps(actual: Access, want: Access) -> list[Step]:
             held = frozenset()
         elif user == ROOT and not actual.enabled:
             found.append(SetRootPassword())
-        found += [RevokeRole(user, role) for role in sorted(held - roles)]
+        if user != ROOT:  # which is everybody's, and may do all anyway
+            found += [RevokeRole(user, role) for role in sorted(held - roles)]
         found += [GrantRole(user, role) for role in sorted(roles - held)]
     if not actual.enabled:
         found.append(TurnOn())
@@ -239,9 +240,9 @@ def steps(actual: Access, want: Access) -> list[Step]:
 
 
 def strangers(actual: Access, want: Access) -> list[str]:
-    """Return the other users that can do something below the prefix, as lines for the operator; they are left alone."""
+    """Return the users that are not the fleet's, with their roles, for the operator; they are left alone."""
     found = []
     for user, roles in sorted(actual.users.items()):
-        if user not in want.users:
+        if user not in want.users and user != AGENT and not user.startswith(HOST_PREFIX):
             found.append(f"{user} ({', '.join(sorted(roles)) or 'no role'})")
     return found

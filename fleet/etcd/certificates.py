@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -102,6 +103,33 @@ class Folder:
         left = certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
         days = left.total_seconds() / 86400
         return Found(key, certificate=True, days=days, problem=self._problem(certificate, wanted, days, key))
+
+    def hosts(self) -> list[str]:
+        """Return the hosts that have a certificate of their own."""
+        try:
+            names = os.listdir(self.file("hosts"))
+        except OSError:
+            return []
+        return sorted(name.removesuffix(".crt") for name in names if name.endswith(".crt"))
+
+    def open_to_others(self) -> Iterator[str]:
+        """Yield what others than the owner can read or change here, with the remedy."""
+        for path, mask in ((self.path, 0o022), *((path, 0o077) for path in self._keys())):
+            try:
+                mode = stat.S_IMODE(os.stat(path).st_mode)
+            except OSError:
+                continue
+            if mode & mask:
+                good = "700" if path == self.path else "600"
+                yield f"{path} is open to others (mode {mode:04o}): chmod {good} {path}"
+
+    def _keys(self) -> Iterator[str]:
+        for folder in (self.path, self.file("hosts")):
+            try:
+                names = os.listdir(folder)
+            except OSError:
+                continue
+            yield from (os.path.join(folder, name) for name in sorted(names) if name.endswith(".key"))
 
     def make_authority(self, days: int = CA_DAYS) -> None:
         """Make the authority; completes what an earlier run has begun.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -141,11 +141,15 @@ class Init:
 
         Raises:
             CertificateError: A certificate that is there does not do; it is never replaced.
+            InitError: It would weaken the stricter mode.
         """
         if self.folder is None:
             return Plan(())
+        hosts = self.folder.hosts()
+        if hosts and not self.request.hosts and not os.path.exists(self.folder.file("agent.crt")):
+            raise InitError(_stricter(f"{self.folder.path} has certificates of", hosts))
         work: list[Work] = []
-        kept, warnings = [], []
+        kept, warnings = [], list(self.folder.open_to_others())
         for wanted in (None, *self.certificates()):
             found = self.folder.look(wanted)
             path = self.folder.file(f"{'ca' if wanted is None else wanted.name}.crt")
@@ -169,7 +173,7 @@ class Init:
         """Return what is missing on the cluster.
 
         Raises:
-            InitError: Root's password is not known.
+            InitError: Root's password is not known, or it would weaken the stricter mode.
             EtcdError: The cluster does not answer, or not to us.
         """
         actual = self._access()
@@ -179,6 +183,9 @@ class Init:
                 f"the cluster has a user root, and {path} with its password is not here; give the file with"
                 " --root-password-file (while authentication is off, `etcdctl user delete root` works too)"
             )
+        hosts = [user.removeprefix(access.HOST_PREFIX) for user in actual.users if user.startswith(access.HOST_PREFIX)]
+        if hosts and not self.request.hosts and access.AGENT not in actual.users:
+            raise InitError(_stricter("the cluster has users for", hosts))
         steps = access.steps(actual, self.want)
         work: list[Work] = []
         for step in steps:
@@ -190,12 +197,24 @@ class Init:
         kept = [f"role {name}" for name in self.want.roles if name in actual.roles]
         kept += [f"user {name}" for name in self.want.users if name in actual.users]
         kept += ["authentication is on"] if actual.enabled else []
-        return Plan(tuple(work), tuple(kept), tuple(self._warnings(actual)))
+        return Plan(tuple(work), tuple(kept), tuple(self._warnings(actual, steps)))
 
-    def _warnings(self, actual: access.Access) -> Iterator[str]:
+    def _warnings(self, actual: access.Access, steps: list[Step]) -> Iterator[str]:
         strangers = access.strangers(actual, self.want)
         if strangers:
             yield f"other users, left alone: {', '.join(strangers)}"
+        taken = sorted({step.role for step in steps if isinstance(step, Revoke)})
+        if taken:
+            yield (
+                f"what somebody has added to {', '.join(taken)} is taken away; a second fleet under another --prefix"
+                " needs a cluster of its own"
+            )
+        for user in self.want.users:
+            if user in actual.users and self._has_password(user) and not os.path.exists(self.password_file(user)):
+                yield (
+                    f"the password of {user} is not in {self.password_file(user)}, if it has one;"
+                    f" `etcdctl user delete {user}` and run this again for a new one"
+                )
         if not self._files().ca_cert:
             yield "without TLS passwords and keys cross the network for everybody to read and to change"
         extra = [role for role in actual.roles if role.startswith("garrison-") and role not in self.want.roles]
@@ -276,7 +295,7 @@ class Init:
             # A login is tried where root's password is known, also while authentication is off.
             username = access.ROOT if os.path.exists(self.password_file(access.ROOT)) else ""
             reach = replace(self.request.reach, files=self._files(), username=username)
-            self._connection = connect(reach, AdminConnection, lambda connection: connection.open())
+            self._connection = connect(reach, AdminConnection)
         return self._connection
 
     def _access(self) -> access.Access:
@@ -290,6 +309,14 @@ class Init:
                 f"authentication is on, and root's password is not in {self.password_file(access.ROOT)};"
                 " give its file with --root-password-file"
             ) from error
+
+
+def _stricter(what: str, hosts: Sequence[str]) -> str:
+    some = ", ".join(sorted(hosts)[:3]) + (", …" if len(hosts) > 3 else "")
+    return (
+        f"{what} single hosts ({some}); without --per-host one user for all would be added, who may be any of them."
+        " Give --per-host for at least one host, or delete what is there for single hosts first"
+    )
 
 
 def describe(work: Work, init: Init) -> str:

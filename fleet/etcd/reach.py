@@ -34,15 +34,14 @@ class Reach:
     prefix: str = "/hids"
 
 
-def connect(
-    reach: Reach, use: Callable[[Address, Access], AnyConnection], opened: Callable[[AnyConnection], object]
-) -> AnyConnection:
-    """Return a connection to the first endpoint that serves; it is the caller's to close.
+def connect(reach: Reach, use: Callable[[Address, Access], AnyConnection]) -> AnyConnection:
+    """Return an open connection to the first endpoint that serves; it is the caller's to close.
+
+    A member that answers and knows no leader is passed over: it can neither read nor write for the cluster.
 
     Args:
         reach: Where and who.
         use: Makes a connection.
-        opened: Opens it, and raises where it is of no use.
 
     Raises:
         EtcdError: None serves; the error is that of the last one, with the number of those before it.
@@ -56,10 +55,13 @@ def connect(
         access = Access(
             tls=bool(reach.files.ca_cert) or endpoint.scheme == "https", files=reach.files, username=reach.username
         )
+        if access.tls and not reach.files.ca_cert:
+            raise EtcdError("credentials", "https needs the authority of the members: --ca-cert", str(endpoint))
         try:
             connection = use(_resolved(endpoint), access)
             try:
-                opened(connection)
+                if not connection.open().leader:
+                    raise EtcdError("no_leader", "the member is cut off from its cluster", str(endpoint))
             except BaseException:
                 connection.close()
                 raise

@@ -49,7 +49,14 @@ class KillswitchStatus(msgspec.Struct, kw_only=True):
 
 
 class StoreStatus(msgspec.Struct, kw_only=True):
-    """The configuration store. ``stale_seconds`` is the age of what is in force, 0 while connected."""
+    """The configuration store.
+
+    Attributes:
+        lease_id: Of the host's registration in etcd, in hexadecimal; empty without one.
+        stale_seconds: Age of what is in force, 0 while connected.
+        connected_seconds: For how long it has been connected, 0 while it is not.
+        error: Why it is not connected, or works in a lesser way; one of the agent's ``problems`` too.
+    """
 
     backend: str = ""
     connected: bool = False
@@ -57,6 +64,8 @@ class StoreStatus(msgspec.Struct, kw_only=True):
     revision: int = 0
     lease_id: str = ""
     stale_seconds: int = 0
+    connected_seconds: int = 0
+    error: str = ""
 
 
 class AgentStatus(msgspec.Struct, kw_only=True):

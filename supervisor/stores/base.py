@@ -92,8 +92,8 @@ class StoreStatus(msgspec.Struct, frozen=True):
         connected: True while changes in the store reach us.
         endpoint: The directory, or the server in use.
         revision: Of the last snapshot.
-        lease_id: Of the lease in hexadecimal; empty without one.
         stale_seconds: Seconds since the store was last known to agree with the snapshot; 0 while connected.
+        connected_seconds: For how long changes have reached us without a break; 0 while they do not.
         error: What is wrong and what to do; may be set while connected where the store works in a lesser way.
     """
 
@@ -101,8 +101,8 @@ class StoreStatus(msgspec.Struct, frozen=True):
     connected: bool
     endpoint: str
     revision: int = 0
-    lease_id: str = ""
     stale_seconds: float = 0.0
+    connected_seconds: float = 0.0
     error: str = ""
 
 

@@ -105,6 +105,7 @@ class DirectoryStore(Store):
         self._connected = False
         self._error = "not read yet"
         self._fresh_at = time.monotonic()
+        self._connected_at = 0.0
         self._aim(groups, kill_groups)
         # The thread's own.
         self._listener: StoreListener | None = None
@@ -154,6 +155,7 @@ class DirectoryStore(Store):
                 endpoint=self._root,
                 revision=self._ledger.revision,
                 stale_seconds=stale,
+                connected_seconds=max(0.0, time.monotonic() - self._connected_at) if self._connected else 0.0,
                 error=self._error,
             )
 
@@ -380,6 +382,8 @@ class DirectoryStore(Store):
         self._look_at = now + (POLL_SECONDS if note else period)
         self._pause_until = now + min((now - began) / _LOOK_SHARE, _MAX_PAUSE_SECONDS)
         with self._lock:
+            if not self._connected:
+                self._connected_at = now
             self._connected, self._error, self._fresh_at = True, note, now
 
     def _fail(self, error: str) -> None:

@@ -105,6 +105,7 @@ async def launch(
             listener=listener,
             on_hang=nursery.kill,
             congested=congested,
+            killed=killed,
         )
     finally:
         pipes.close()

@@ -89,6 +89,7 @@ class WorkerProcess:
         listener: Who hears it.
         on_hang: Called when the kernel shows the process dead and the nursery does not report it.
         congested: Tells whether what is read now would find the sink behind.
+        killed: Tells whether the killswitch is engaged, or was since this process was asked for.
     """
 
     def __init__(
@@ -104,9 +105,11 @@ class WorkerProcess:
         listener: Listener,
         on_hang: Callable[[], None],
         congested: Callable[[], bool],
+        killed: Callable[[], bool],
     ) -> None:
         self.child = child
         self.epoch = epoch
+        self.killed = killed
         self.down = Downlink(config)
         self.ready_at: float | None = None
         self.last_beat: Beat | None = None

@@ -444,7 +444,8 @@ class WorkerSupervisor:
         services = self._services
         epoch = services.next_epoch(self.name)
         held = self.guard.held_at(self._now())
-        config = self.configuration.first(self._pace, held)
+        offered, pace = self.configuration.offer, self._pace
+        config = self.configuration.first(pace, held)
         self._intake.begin(epoch, held)
         self.guard.begin()
         self._stood, self._degraded, self._delay, self._frozen_at = False, False, None, None
@@ -483,6 +484,10 @@ class WorkerSupervisor:
         self.restarts = self.starts - 1
         self.node.started(limits)
         services.sampler.begin(self.name, epoch, self._now())
+        # What changed during the start found no process to be told to.
+        self.process.limit(self.desired.budget.events_per_second)
+        if self.configuration.offer.hash != offered.hash or self._pace != pace:
+            self._send_config()
 
     def _request(self) -> Spawn:
         definition = self.definition
@@ -640,7 +645,8 @@ class WorkerSupervisor:
         now, held = self._now(), dict(self.guard.held)
         if process.last_beat is not None and process.beat_at is not None and self._was_told(process):
             self.guard.heard(holds_of(process.last_beat, now - process.beat_at), now)
-        if self._services.place.engaged():
+        if process.killed():
+            # Also where it was released before this death was looked at: a kill by an operator is no crash.
             self.guard.ended(now)
             self._to(Event.KILL, **facts)
         elif breach is not None:

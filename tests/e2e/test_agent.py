@@ -429,6 +429,8 @@ def test_the_status_document_is_the_contract_field_by_field(make_agent: Make) ->
             "revision": int,
             "lease_id": str,
             "stale_seconds": int,
+            "connected_seconds": int,
+            "error": str,
         },
         "problems": list,
     }

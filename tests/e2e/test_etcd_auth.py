@@ -7,21 +7,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.e2e._agent import RunningAgent, needs_cgroups, until
 from tests.e2e._etcd_agent import AT_ONCE, QUIET, REGISTRATION, STATUS, STOP_KEY, Make, acted, store_toml
 from tests.etcd.certificates import tls_of
 from tests.etcd.cluster import Cluster
 from tests.integration._fleet_support import fleet
 
-pytestmark = needs_cgroups
+pytestmark = [needs_cgroups, pytest.mark.timeout(300)]
 
 GROUP = 'groups = ["web"]\nalivehost_key = true\n'
 
 
-def secured(make_etcd: Callable[..., Cluster], folder: Path, *options: str) -> Cluster:
+RELEASES = pytest.mark.parametrize("debian", [False, True], ids=["wheel", "debian-3.4"])
+
+
+def secured(make_etcd: Callable[..., Cluster], folder: Path, *options: str, debian: bool = False) -> Cluster:
     """Return a cluster with certificates, users and roles."""
     fleet("init", folder, "--endpoints", "127.0.0.1:1", "--server", "127.0.0.1", *options, "--yes", code=69)
-    cluster = make_etcd(tls=tls_of(folder))
+    cluster = make_etcd(tls=tls_of(folder), debian=debian)
     fleet("init", folder, "--endpoints", cluster.endpoints[0], *options, "--yes")
     return cluster
 
@@ -54,8 +59,11 @@ def does_its_work(agent: RunningAgent, cluster: Cluster) -> None:
     assert cluster.get(REGISTRATION) is None
 
 
-def test_agent_with_the_shared_certificate(make_etcd: Callable[..., Cluster], make_agent: Make, tmp_path: Path) -> None:
-    cluster = secured(make_etcd, tmp_path / "pki")
+@RELEASES
+def test_agent_with_the_shared_certificate(
+    make_etcd: Callable[..., Cluster], make_agent: Make, tmp_path: Path, *, debian: bool
+) -> None:
+    cluster = secured(make_etcd, tmp_path / "pki", debian=debian)
     more = store_toml(cluster, tls=tls_of(tmp_path / "pki", "agent"))
     does_its_work(make_agent(QUIET, agent=AT_ONCE + GROUP, more=more), cluster)
 
@@ -66,13 +74,31 @@ def test_agent_with_a_user_of_its_own(make_etcd: Callable[..., Cluster], make_ag
     does_its_work(make_agent(QUIET, agent=AT_ONCE + GROUP, more=more), cluster)
 
 
-def test_agent_with_a_password(make_etcd: Callable[..., Cluster], make_agent: Make, tmp_path: Path) -> None:
+@RELEASES
+def test_agent_with_a_password(
+    make_etcd: Callable[..., Cluster], make_agent: Make, tmp_path: Path, *, debian: bool
+) -> None:
     folder = tmp_path / "fleet"
-    cluster = make_etcd()
+    cluster = make_etcd(debian=debian)
     fleet("init", folder, "--endpoints", cluster.endpoints[0], "--no-tls", "--yes")
     cluster.user = "root:" + (folder / "root.password").read_text().strip()
     more = store_toml(cluster, user="garrison-agent", password_file=folder / "garrison-agent.password")
     does_its_work(make_agent(QUIET, agent=AT_ONCE + GROUP, more=more), cluster)
+
+
+def test_agent_with_tls_and_a_password(make_etcd: Callable[..., Cluster], make_agent: Make, tmp_path: Path) -> None:
+    """The password says who asks, not the certificate, whose user may only read; `doctor` finds nothing wrong."""
+    pki = tmp_path / "pki"
+    cluster = secured(make_etcd, pki, "--passwords")
+    more = store_toml(
+        cluster, tls=tls_of(pki, "reader"), user="garrison-agent", password_file=pki / "garrison-agent.password"
+    )
+    agent = make_agent(QUIET, agent=AT_ONCE + GROUP, more=more)
+    does_its_work(agent, cluster)
+    done = agent.garrison("doctor", "--json")
+    found = [one for one in json.loads(done.stdout)["findings"] if one["group"] == "etcd"]
+    assert [one["status"] for one in found if one["name"] == "etcd rights"] == ["ok"]
+    assert {one["name"] for one in found if one["status"] != "ok"} <= {"etcd version"}
 
 
 def test_fleet_hosts_sees_a_real_agent(etcd: Cluster, make_agent: Make) -> None:

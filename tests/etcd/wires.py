@@ -19,10 +19,14 @@ class Wires:
 
     Args:
         source_of: Names the side that has connected, given the port it comes from; only needed to cut by source.
+
+    Attributes:
+        taken: How many connections were taken so far.
     """
 
     def __init__(self, source_of: Callable[[int], str] = lambda _: "") -> None:
         self._source_of = source_of
+        self.taken = 0
         self._lock = threading.Lock()
         self._closed = False
         self._cut: set[str] = set()
@@ -47,6 +51,11 @@ class Wires:
         """Let everything to and from `name` through again."""
         with self._lock:
             self._cut.discard(name)
+        self.snap(name)
+
+    def snap(self, name: str) -> None:
+        """End all connections to and from `name`; new ones get through."""
+        with self._lock:
             for link in self._links:
                 if name in link.ends:
                     link.end()
@@ -77,6 +86,7 @@ class Wires:
                 return
             link = _Link(name, near, target)
             with self._lock:
+                self.taken += 1
                 self._links.add(link)
                 if self._closed:
                     link.end()
@@ -111,6 +121,8 @@ class _Link:
                 return
             with socket.create_connection(("127.0.0.1", self._target), timeout=10) as far:
                 far.settimeout(None)
+                for side in (self._near, far):  # or each answer waits 40 ms for an acknowledgement
+                    side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._far = far
                 back = threading.Thread(target=self._pump, args=(far, self._near, is_cut), daemon=True)
                 back.start()

@@ -100,6 +100,17 @@ def test_every_state_is_seen(etcd: Cluster, fleet_of: Any) -> None:
         assert text in shown
 
 
+def test_only_hosts_in_trouble_are_listed_and_the_counts_add_up(etcd: Cluster, fleet_of: Any) -> None:
+    latched = (WorkerFacts(name="process", state="latched"), *RUNNING)
+    fleet_of({"a": host("a"), "b": host("b", workers=latched), "c": host("c", problems=("the disk is full",))})
+    etcd.put("/hids/server/config/lost/killswitch", "off")
+    done = fleet("hosts", *reach(etcd), "--trouble", code=3).stdout
+    assert [line.split()[0] for line in done.splitlines() if line[0] != " "] == ["HOST", "b", "c", "lost", "3"]
+    assert "1 latched, 1 running" in done
+    assert "3 hosts: 2 online, 1 gone; 1 differs, 1 problem" in done
+    assert list(listed(etcd, "--trouble")) == ["b", "c", "lost"]
+
+
 def test_killswitch_for_all_is_unconfirmed_until_each_host_says_so(etcd: Cluster, fleet_of: Any) -> None:
     fleet_of({"a": host("a"), "b": host("b", killswitch=KillswitchStatus(engaged=True, scopes=["@all"]))})
     etcd.put("/hids/server/config/@all/killswitch", "on")

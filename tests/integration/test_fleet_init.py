@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.etcd.certificates import tls_of
-from tests.etcd.cluster import Cluster, EtcdctlError, Tls
+from tests.etcd.cluster import Cluster, EtcdctlError, Tls, until
 from tests.integration._fleet_support import GARRISON, fleet
 
 NOWHERE = ("--endpoints", "127.0.0.1:1")
@@ -198,3 +198,145 @@ def test_on_a_terminal_it_asks(tmp_path: Path, answer: str, code: int) -> None:
     assert b"Go on? [y/N]" in said
     assert process.returncode == code, said
     assert folder.exists() == (code == 69)
+
+
+def test_cluster_that_hangs_is_given_up_and_nothing_is_changed(
+    make_etcd: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    folder = tmp_path / "fleet"
+    cluster = make_etcd(tls=made(folder))
+    before = contents(folder)
+    cluster.members[0].stop()
+    try:
+        for option in ("--yes", "--dry-run"):
+            done = fleet("init", folder, "--endpoints", cluster.endpoints[0], option, code=69)
+            assert "Deadline Exceeded" in done.stderr
+            assert "look at its health" in done.stderr
+    finally:
+        cluster.members[0].cont()
+    assert contents(folder) == before
+    assert "user" not in cluster.etcdctl("user", "list")
+
+
+def test_members_that_hang_or_are_cut_off_are_passed_over(make_etcd: Callable[..., Cluster], tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    cluster = make_etcd(3, tls=made(folder))
+    cut, other = cluster.followers()
+    cut.isolate()
+    until(lambda: cut.status()["leader"] == 0, "the member knows no leader")
+    order = f"{cut.endpoint},{other.endpoint},{cluster.leader().endpoint}"
+    assert "Done." in fleet("init", folder, "--endpoints", order, "--yes").stdout
+    assert "0 hosts" in fleet("hosts", "--endpoints", order, *certificates(folder)).stdout
+    cut.heal()
+    until(lambda: cut.status()["leader"] != 0, "the member knows the leader")
+    cut.stop()
+    try:
+        assert "Nothing is to be done" in fleet("init", folder, "--endpoints", order).stdout
+        assert "0 hosts" in fleet("hosts", "--endpoints", order, *certificates(folder)).stdout
+    finally:
+        cut.cont()
+
+
+def certificates(folder: Path) -> list[str]:
+    """Return the options of a reader."""
+    tls = tls_of(folder, "reader")
+    return ["--ca-cert", str(tls.ca), "--cert", str(tls.client_cert), "--key", str(tls.client_key)]
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_stricter_mode_is_never_weakened_by_a_run_without_hosts(
+    make_etcd: Callable[..., Cluster], tmp_path: Path, tls: bool
+) -> None:
+    folder = tmp_path / "fleet"
+    hosts = ("--per-host", "web1", "--per-host", "web2")
+    if tls:
+        fleet("init", folder, *NOWHERE, "--server", "127.0.0.1", *hosts, "--yes", code=69)
+    cluster = make_etcd(tls=tls_of(folder) if tls else None)
+    options = ["--endpoints", cluster.endpoints[0], *(() if tls else ("--no-tls",))]
+    said = fleet("init", folder, *options, *hosts, "--yes").stdout
+    assert ("hosts/HOST.crt" if tls else 'username = "garrison-host-HOST"') in said
+    before = contents(folder)
+    assert "single hosts (web1, web2)" in fleet("init", folder, *options, "--yes", code=1).stderr
+    assert contents(folder) == before
+    cluster.user = "root:" + (folder / "root.password").read_text().strip()
+    assert "garrison-agent" not in cluster.etcdctl("user", "list")
+    # One more host is one more user; the others are no strangers, and stay.
+    said = fleet("init", folder, *options, "--per-host", "web3", "--yes").stdout
+    assert "other users" not in said
+    assert {"garrison-host-web1", "garrison-host-web3"} <= set(cluster.etcdctl("user", "list").split())
+
+
+def test_what_belongs_to_others_is_left_alone_and_named(make_etcd: Callable[..., Cluster], tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    cluster = make_etcd(tls=made(folder))
+    options = ("--endpoints", cluster.endpoints[0])
+    for words in (
+        ("role", "add", "billing"),
+        ("role", "grant-permission", "billing", "readwrite", "--prefix", "/billing/"),
+        ("user", "add", "ada:secret"),
+        ("user", "grant-role", "ada", "billing"),
+        ("user", "add", "root:ours"),
+        ("user", "grant-role", "root", "root"),
+        ("user", "grant-role", "root", "billing"),
+    ):
+        cluster.etcdctl(*words)
+    password = tmp_path / "root.password"
+    password.write_text("ours\n")
+    password.chmod(0o600)
+    assert "root.password with its password is not here" in fleet("init", folder, *options, "--yes", code=1).stderr
+    options = (*options, "--root-password-file", str(password))
+    assert "other users, left alone: ada (billing)" in fleet("init", folder, *options, "--yes").stdout
+    cluster.user = "root:ours"
+    assert cluster.etcdctl("user", "get", "root").split()[-2:] == ["billing", "root"]
+    assert "billing" in cluster.etcdctl("user", "get", "ada")
+    assert "/billing/" in cluster.etcdctl("role", "get", "billing")
+    cluster.etcdctl("put", "/billing/x", stdin="1", user="ada:secret")
+    # Another fleet on this cluster would take this one's rights: that is said before it is done.
+    said = fleet("init", folder, *options, "--prefix", "/other", "--dry-run").stdout
+    assert "no longer let the role garrison-agent read /hids/server/config/*" in said
+    assert "a second fleet under another --prefix needs a cluster of its own" in said
+    assert "Nothing is to be done" in fleet("init", folder, *options).stdout
+
+
+def test_keys_that_others_can_read_are_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    made(folder)
+    (folder / "ca.key").chmod(0o644)
+    folder.chmod(0o777)
+    said = fleet("init", folder, *NOWHERE, "--dry-run", code=69).stdout
+    assert f"chmod 600 {folder}/ca.key" in said
+    assert f"chmod 700 {folder}" in said
+
+
+def test_password_that_was_wanted_later_is_reported(make_etcd: Callable[..., Cluster], tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    cluster = make_etcd(tls=made(folder))
+    options = ("--endpoints", cluster.endpoints[0])
+    fleet("init", folder, *options, "--yes")
+    said = fleet("init", folder, *options, "--passwords").stdout
+    assert "etcdctl user delete garrison-agent" in said
+    cluster.etcdctl("user", "delete", "garrison-agent", user="root:" + (folder / "root.password").read_text().strip())
+    fleet("init", folder, *options, "--passwords", "--yes")
+    password = (folder / "garrison-agent.password").read_text().strip()
+    cluster.etcdctl("get", "/hids/kafka/host", user=f"garrison-agent:{password}")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--endpoints", "10.0.0.1:99999"), 64, "a port is a number"),
+        (("--endpoints", "ftp://x"), 64, "http or https"),
+        (("--endpoints", ","), 64, "names no endpoint"),
+        ((*NOWHERE, "--cert", "a.crt"), 64, "--cert and --key go together"),
+        ((*NOWHERE, "--server", "not a name"), 64, "neither an address nor a host name"),
+        ((*NOWHERE, "--no-tls", "--server", "x"), 64, "--server is for certificates"),
+        ((*NOWHERE, "--prefix", "hids"), 64, "prefix"),
+        ((*NOWHERE, "--days", "0"), 64, "--days"),
+        ((*NOWHERE, "--ca-cert", "/nowhere/ca.crt"), 78, "/nowhere/ca.crt"),
+        (("--endpoints", "https://127.0.0.1:1", "--no-tls"), 78, "--ca-cert"),
+    ],
+)
+def test_wrong_arguments_change_nothing(tmp_path: Path, options: tuple[str, ...], code: int, said: str) -> None:
+    done = fleet("init", tmp_path / "fleet", *options, "--yes", code=code)
+    assert said in done.stderr
+    assert not (tmp_path / "fleet").exists()

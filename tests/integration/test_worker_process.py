@@ -72,6 +72,7 @@ class Rig:
             listener=self.heard,
             on_hang=self._hang,
             congested=lambda: False,
+            killed=lambda: False,
         )
         self.process.open_gate()
 

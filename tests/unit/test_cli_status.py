@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from garrison.fleet.cli import health, status
 from garrison.fleet.cli.terminal import UNLIMITED, Terminal
-from garrison.supervisor.control.status import StatusReport, WorkerStatus
+from garrison.supervisor.control.status import StatusReport, StoreStatus, WorkerStatus
 from tests.unit._cli_reports import KEY, healthy, troubled
 
 WIDTHS = [40, 80, 160, 240, UNLIMITED]
@@ -95,7 +95,8 @@ def test_the_document_has_the_fields_of_the_contract_in_their_order() -> None:
     ]  # fmt: skip
     assert list(document["agent"]["killswitch"]) == ["engaged", "scopes", "reason"]
     assert list(document["agent"]["store"]) == [
-        "backend", "connected", "endpoint", "revision", "lease_id", "stale_seconds",
+        "backend", "connected", "endpoint", "revision", "lease_id", "stale_seconds", "connected_seconds",
+        "error",
     ]  # fmt: skip
     worker = document["workers"][0]
     assert list(worker) == [
@@ -131,6 +132,28 @@ def test_an_ordinary_state_is_no_trouble(state: str) -> None:
     report = healthy()
     report.workers = [WorkerStatus(name="fine", state=state)]
     assert health.troubles(report) == []
+
+
+def test_the_store_is_shown_with_endpoint_time_revision_and_lease() -> None:
+    report = healthy()
+    report.agent.store = StoreStatus(
+        backend="etcd", connected=True, endpoint="10.0.0.1:2379", revision=62, lease_id="694d", connected_seconds=7380
+    )
+    assert any(
+        "etcd 10.0.0.1:2379, connected for 2 h 3 min, revision 62, lease 694d" in line for line in shown(report, 120)
+    )
+
+
+def test_why_a_store_is_lost_is_said_once() -> None:
+    report = healthy()
+    why = "etcd is not reachable: 10.0.0.1:2379: connecting: Deadline Exceeded. What it said stays in force"
+    report.agent.store = StoreStatus(backend="etcd", endpoint="10.0.0.1:2379", stale_seconds=70, error=why)
+    report.agent.problems = ["something else", why]
+    found = health.troubles(report)
+    assert [trouble.what for trouble in found] == [why, "something else"]
+    assert any("NOT CONNECTED, revision 0, stale for 1 min 10 s" in line for line in shown(report, 120))
+    report.agent.store.connected = True
+    assert why in [trouble.what for trouble in health.troubles(report)]
 
 
 def test_a_lost_store_is_a_trouble_but_not_grave() -> None:

@@ -76,10 +76,24 @@ def test_sessions_that_do_not_last_are_made_ever_more_seldom(host: str, lives: l
         pace.begin(now)
         now += lived
         wait = pace.failed(now, lived)
-        assert BASE_SECONDS / 2 <= wait <= CAP_SECONDS
+        assert BASE_SECONDS / 2 <= wait <= max(BASE_SECONDS, CAP_SECONDS - lived)
         now += wait
     pace.begin(now)
     assert pace.failed(now + STABLE_SECONDS, STABLE_SECONDS) <= BASE_SECONDS
+
+
+@given(host=st.text(min_size=1, max_size=20), lived=st.floats(0.001, 0.5), count=st.integers(1, 7))
+def test_sessions_that_break_at_once_begin_at_growing_intervals(host: str, lived: float, count: int) -> None:
+    pace, now, begun = Pace(host, count, 0), 0.0, []
+    for _ in range(10):
+        pace.begin(now)
+        begun.append(now)
+        now += lived
+        now += pace.failed(now, lived)
+    for number, (before, after) in enumerate(pairwise(begun)):
+        whole = min(CAP_SECONDS, BASE_SECONDS * 2**number)
+        assert after - before >= whole / 2 - 1e-6
+        assert after - before <= max(whole, lived + BASE_SECONDS) + 1e-6
 
 
 HEADER = Header(7, 1, 100, 5)

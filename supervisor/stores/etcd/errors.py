@@ -41,12 +41,13 @@ KINDS: dict[Kind, str] = {
 }
 """What each kind means."""
 
-_REMEDIES: dict[Kind, str] = {
+REMEDIES: dict[Kind, str] = {
     "permission": "give the user the role of agents (`garrison fleet init` makes it)",
     "auth": "correct [store.etcd] username and password_file, or the user's password in etcd",
     "no_space": "compact and defragment etcd, then `etcdctl alarm disarm`",
     "no_leader": "look at the health of the cluster",
 }
+"""What can be done, where the kind says it; `describe` puts it behind the text, after a semicolon."""
 
 _BY_DETAIL: tuple[tuple[str, Kind], ...] = (
     ("no leader", "no_leader"),
@@ -109,7 +110,7 @@ def kind_of(code: str, detail: str) -> Kind:
 def describe(what: str, kind: Kind, code: str, detail: str) -> str:
     """Return the text of a failed call: what was tried, what happened, and what can be done where that is known."""
     said = shown(" ".join(detail.replace("etcdserver: ", "").split())) or code
-    remedy = _REMEDIES.get(kind, "")
+    remedy = REMEDIES.get(kind, "")
     return f"{what}: {said}" + (f"; {remedy}" if remedy else "")
 
 

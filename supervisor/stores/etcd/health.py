@@ -23,6 +23,7 @@ class Health:
         self._lock = threading.Lock()
         self._seeded = seed is not None
         self._connected = False
+        self._connected_at = 0.0
         self._endpoint = ""
         self._revision = 0 if seed is None else seed.revision
         self._error = "not connected yet"
@@ -45,6 +46,8 @@ class Health:
     def connected(self, revision: int) -> None:
         """Note that changes reach us from now on."""
         with self._lock:
+            if not self._connected:
+                self._connected_at = time.monotonic()
             self._connected, self._error, self._lesser, self._seeded = True, "", "", True
         self.seen(revision)
 
@@ -96,5 +99,6 @@ class Health:
                 endpoint=self._endpoint,
                 revision=self._revision,
                 stale_seconds=0.0 if self._connected else max(0.0, now - self._fresh_at),
+                connected_seconds=max(0.0, now - self._connected_at) if self._connected else 0.0,
                 error="; ".join(texts),
             )

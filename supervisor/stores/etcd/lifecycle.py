@@ -69,8 +69,9 @@ class Pace:
     """Says which endpoint is next and how long to wait before it.
 
     Within a round the endpoints are tried one after the other without a wait; rounds begin at intervals that
-    grow from `BASE_SECONDS` to `CAP_SECONDS`, shortened by jitter. The time that a round took (dead endpoints cost
-    their dial limit) counts, so that an endpoint that is well again is tried at most `CAP_SECONDS` later.
+    grow from `BASE_SECONDS` to `CAP_SECONDS`, shortened by jitter. The time that a round took counts: dead endpoints
+    cost their dial limit, so that one that is well again is tried at most `CAP_SECONDS` later; and a session that was
+    lost has had its life, so that members that fail one after the other, as in an upgrade, cost no growing wait.
 
     Args:
         host: For the jitter.
@@ -112,4 +113,4 @@ class Pace:
         least = backoff(0, base=BASE_SECONDS, cap=BASE_SECONDS, identity=(self._host, "etcd round", str(self._round)))
         self._round += 1
         self._tried = 0
-        return max(least, wait - (0.0 if lived > 0 else max(0.0, now - self._began)))
+        return max(least, wait - max(0.0, now - self._began))

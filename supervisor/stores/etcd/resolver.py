@@ -6,6 +6,7 @@ The last addresses of a name are kept, also on disk, and are used while there ar
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -56,12 +57,14 @@ class Resolver:
         self._running: set[str] = set()
         self._errors: dict[str, str] = {}
         self._closing = False
+        self._kept: dict[str, tuple[str, ...]] = {}
         if path and names:
             try:
                 kept = statefile.read(path, dict[str, tuple[str, ...]])
             except statefile.StateFileError:
                 kept = {}  # a cache: whatever is wrong with it, the next lookup writes it anew
             self._known = {name: kept[name][:MAX_ADDRESSES] for name in names if kept.get(name)}
+            self._kept = dict(self._known)
 
     def addresses(self, name: str, now: float) -> tuple[str, ...]:
         """Return the addresses of a name, newest knowledge first looked for and at most `WAIT_SECONDS` waited for.
@@ -110,21 +113,23 @@ class Resolver:
         except (OSError, UnicodeError) as failure:
             error = shown(getattr(failure, "strerror", None) or str(failure))
         with self._changed:
-            fresh = bool(found) and found != self._known.get(name)
             if found:
                 self._known[name] = found
             self._errors[name] = error or ("" if found else "it has no address")
-            known = dict(self._known)
-        if fresh:
-            self._save(known)
-        with self._changed:
+            known, stale = dict(self._known), self._known != self._kept
             self._running.discard(name)
             self._changed.notify_all()
+        if self._path and stale:
+            self._save(known)
 
     def _save(self, known: dict[str, tuple[str, ...]]) -> None:
-        if not self._path:
-            return
         try:
+            # At the very first start this comes before anything else is kept.
+            os.makedirs(os.path.dirname(self._path) or ".", mode=0o700, exist_ok=True)
             statefile.write(self._path, known)
-        except statefile.StateFileError:
-            return  # a disk that is full or read-only is reported where what matters cannot be written
+        except (OSError, statefile.StateFileError):
+            # A disk that is full or read-only is reported where what matters cannot be written; tried again
+            # with the next lookup.
+            return
+        with self._changed:
+            self._kept = known
