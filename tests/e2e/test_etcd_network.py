@@ -127,7 +127,7 @@ def test_endpoints_that_are_no_etcd(etcd: Cluster, make_agent: Make, impostors: 
     etcd.kill()
     wait_store(agent, connected=False)
     try:
-        assert quiet_for(agent, 60 if LONG else 10) < OUTAGE_CPU
+        assert quiet_for(agent, 60 if LONG else 5) < OUTAGE_CPU
     finally:
         etcd.members[0].start()
     since = put_when_possible(etcd, STOP_KEY, "stop")

@@ -29,7 +29,7 @@ from tests.etcd.cluster import Cluster, Member
 
 pytestmark = [needs_cgroups, pytest.mark.timeout(1800 if LONG else 300)]
 
-FAULTS = 20 if LONG else 2
+FAULTS = 20 if LONG else 1
 
 _BREAK: dict[str, Callable[[Member], None]] = {
     "kill": Member.kill,

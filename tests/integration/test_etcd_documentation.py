@@ -79,6 +79,7 @@ def test_every_example_works_and_does_what_the_page_says(page: Cluster, tmp_path
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         held = page.get_prefix("/hids/")
         written |= set(held)
+        wanted(held, "process")  # whatever else the page says of it, no value is refused
         for then in THEN.findall(after):
             match then.split():
                 case [_, "killswitch", state]:
