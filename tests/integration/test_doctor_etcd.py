@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from garrison.supervisor.doctor import Finding
 from garrison.supervisor.settings import Settings, load
 from tests.etcd.certificates import make_tls, tls_of
 from tests.etcd.cluster import Cluster, Tls
-from tests.integration._fleet_support import fleet
+from tests.integration._fleet_support import GARRISON, fleet
 
 Make = Callable[..., Cluster]
 
@@ -164,9 +165,9 @@ def test_certificates_that_end_and_keys_that_are_open_are_seen(tmp_path: Path) -
 
 
 def test_the_command_shows_it(etcd: Cluster, tmp_path: Path) -> None:
-    from tests.integration.test_doctor_host import doctor
-
     wanted = settings(tmp_path, etcd.endpoints)
-    document = json.loads(doctor("--config", wanted.source, "doctor", "--json").stdout)
+    command = [GARRISON, "--config", wanted.source, "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    document = json.loads(done.stdout)
     found = {one["name"]: one for one in document["findings"] if one["group"] == "etcd"}
     assert "round trip" in found[f"etcd {etcd.endpoints[0]}"]["detail"]
