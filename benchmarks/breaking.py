@@ -11,6 +11,7 @@ from benchmarks.giving_way import giving_way
 from benchmarks.neighbours import neighbours
 from benchmarks.probe import Probe
 from benchmarks.report import Report, Row
+from benchmarks.sampling import sampling
 from benchmarks.stats import Series, number
 from tests.e2e._agent import RunningAgent, until
 from tests.e2e._hogs import BEHAVED, DIVISOR, HEALTHY, HOGS, SHORT, Follower, Hog, Yard, lateness
@@ -25,7 +26,7 @@ ACTED = ("throttled", "tripped", "latched", "failed")
 def run(context: Context) -> Report:
     """Let one after the other loose beside a healthy worker and a probe; then all of them at once."""
     report = Report("breaking")
-    for part in (_one_by_one, neighbours, giving_way):
+    for part in (_one_by_one, neighbours, giving_way, sampling):
         try:
             part(context, report)
         except (AssertionError, OSError, ValueError) as error:
