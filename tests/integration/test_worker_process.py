@@ -292,9 +292,10 @@ def test_a_reset_takes_the_place_of_no_request_for_less_work_nor_the_other_way_r
                 for action in ("degrade", "normal", "reset", "degrade"):
                     down.control(Control(action))
             receiver, got = FrameReceiver(read, frames.MAX_DOWN_BYTES), []
-            while len(got) < 3:
-                await asyncio.sleep(0)
-                got += kinds(receiver)
+            async with asyncio.timeout(30):
+                while len(got) < 3:
+                    await asyncio.sleep(0)
+                    got += kinds(receiver)
             down.control(Control("normal"))
             got += kinds(receiver)
             # The latest of the one kind, and one of the other: a worker that never reads costs no more than these two.
