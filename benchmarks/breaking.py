@@ -29,7 +29,7 @@ def run(context: Context) -> Report:
     for part in (_one_by_one, neighbours, giving_way, sampling):
         try:
             part(context, report)
-        except (AssertionError, OSError, ValueError) as error:
+        except (AssertionError, LookupError, OSError, ValueError) as error:
             # What the other parts have measured stays worth being shown.
             report.error += f"{part.__name__.strip('_')}: {type(error).__name__}: {error}; "
     return report

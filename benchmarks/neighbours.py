@@ -115,6 +115,8 @@ def _agent(folder: Path, late: list[float]) -> Iterator[Callable[[], float]]:
         time.sleep(SETTLE_SECONDS)
         yield cpu_clock(agent)
         # Ticks each 0.5 s, so that a short window has some; late by more than a beat's period is what must not be.
+        if follower.error is not None:
+            raise AssertionError(f"the events could not be followed: {follower.error}")
         late.append(max(0.0, lateness(follower.ticks(begin), 0.5)))
     finally:
         yard.call_back()
