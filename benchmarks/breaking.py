@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from benchmarks.context import Context
 from benchmarks.giving_way import giving_way
-from benchmarks.neighbours import neighbours
+from benchmarks.neighbours import UNSHED, neighbours
 from benchmarks.probe import Probe
 from benchmarks.report import Report, Row
 from benchmarks.sampling import sampling
@@ -46,6 +46,7 @@ def _yard(context: Context) -> Iterator[Yard]:
         context.folder / "breaking",
         HEALTHY + "".join(one.toml() for one in (*HOGS, *BEHAVED)),
         agent="budget = {cpu_quota_percent = 200, memory_max = '1GiB'}",
+        more=UNSHED,
     )
     yard = Yard(agent)
     try:
