@@ -89,7 +89,8 @@ def neighbours(context: Context, report: Report) -> None:
     what = f"the healthy worker's sign of life each {TICK_SECONDS:g} s among all of them"
     report.rows.append(Row(what, beats, goal="≤ one period late", met=max(late) <= TICK_SECONDS))
     report.notes.append(
-        f"{len(HOGS)} misbehaving workers and a healthy one, default budgets (but a master that sheds nothing), {count} alternations of {window:g} s; "
+        f"{len(HOGS)} misbehaving workers and a healthy one, default budgets (but a master that sheds nothing), "
+        f"{count} alternations of {window:g} s; "
         f"a neighbour alone does {number(off.speed.p50)} pieces of work a second"
     )
 
