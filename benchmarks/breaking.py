@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from benchmarks.context import Context
 from benchmarks.giving_way import giving_way
-from benchmarks.neighbours import neighbours
+from benchmarks.neighbours import UNSHED, neighbours
 from benchmarks.probe import Probe
 from benchmarks.report import Report, Row
+from benchmarks.sampling import sampling
 from benchmarks.stats import Series, number
 from tests.e2e._agent import RunningAgent, until
 from tests.e2e._hogs import BEHAVED, DIVISOR, HEALTHY, HOGS, SHORT, Follower, Hog, Yard, lateness
@@ -25,10 +26,10 @@ ACTED = ("throttled", "tripped", "latched", "failed")
 def run(context: Context) -> Report:
     """Let one after the other loose beside a healthy worker and a probe; then all of them at once."""
     report = Report("breaking")
-    for part in (_one_by_one, neighbours, giving_way):
+    for part in (_one_by_one, neighbours, giving_way, sampling):
         try:
             part(context, report)
-        except (AssertionError, OSError, ValueError) as error:
+        except (AssertionError, LookupError, OSError, ValueError) as error:
             # What the other parts have measured stays worth being shown.
             report.error += f"{part.__name__.strip('_')}: {type(error).__name__}: {error}; "
     return report
@@ -45,6 +46,7 @@ def _yard(context: Context) -> Iterator[Yard]:
         context.folder / "breaking",
         HEALTHY + "".join(one.toml() for one in (*HOGS, *BEHAVED)),
         agent="budget = {cpu_quota_percent = 200, memory_max = '1GiB'}",
+        more=UNSHED,
     )
     yard = Yard(agent)
     try:

@@ -135,7 +135,8 @@ class ModuleBeat(msgspec.Struct, kw_only=True):
             for a reset or changed settings.
         restarts: How often it was started again.
         cpu_seconds: CPU time of its thread so far.
-        last_task: The piece of work that it does or did last: a task, a ticker, or what it called its work itself.
+        last_task: The piece of work that it does or did last: a task, what it does every so many seconds, or what it
+            called its work itself.
         error: What was wrong last; empty once it has run well for a minute.
         cpu_percent: CPU time of its thread in the last sample, percent of one core.
         degraded: It was asked to do less: by the agent, or for what it used itself.

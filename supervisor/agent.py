@@ -22,7 +22,7 @@ from garrison.supervisor.control.endpoint import ControlSocketError
 from garrison.supervisor.control.operations import Operations
 from garrison.supervisor.control.server import ControlServer
 from garrison.supervisor.control.status import AgentStatus, StatusReport
-from garrison.supervisor.desired import Change, Desired
+from garrison.supervisor.desired import Change, Desired, WorkerDesired
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.events.own import OwnEvents
 from garrison.supervisor.events.pipeline import Pipeline
@@ -38,6 +38,7 @@ from garrison.supervisor.presence.choose import make_presence
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.reconciler import Reconciler
 from garrison.supervisor.remembering import Remembering
+from garrison.supervisor.roster import Roster
 from garrison.supervisor.sampler import Sampler
 from garrison.supervisor.settings import (
     ConfigurationError,
@@ -46,6 +47,7 @@ from garrison.supervisor.settings import (
     load,
     needs_restart,
 )
+from garrison.supervisor.settings import Worker as Definition
 from garrison.supervisor.sinks.file import FileSink
 from garrison.supervisor.startup import StartError, acquire_lock, prepare_cgroups, raise_nofile
 from garrison.supervisor.status import killswitch_status, store_status, summary, worker_statuses
@@ -88,7 +90,8 @@ class Agent:
     def __init__(self, settings: Settings, config_path: str | None) -> None:
         self.settings = settings
         self.host = settings.agent.hostname
-        self.workers: dict[str, WorkerSupervisor] = {}
+        self.roster = Roster(self._make_worker, self._worker_retired)
+        self.workers = self.roster.workers
         self.problems = Problems()
         self._config_path = config_path
         self._started = time.monotonic()
@@ -96,7 +99,6 @@ class Agent:
         self._suspended = False
         self._stopping = False
         self._remembering = False
-        self._retiring: dict[str, asyncio.Task[None]] = {}
         self._release: asyncio.TimerHandle | None = None
 
     # Start and stop
@@ -258,7 +260,7 @@ class Agent:
         except ControlSocketError as error:
             raise StartError(ExitCode.OS_REFUSED, str(error)) from error
         await self._wait_for_desired()
-        await self._until_stop(self._settled(), READY_SECONDS)
+        await self._until_stop(self.roster.settle(), READY_SECONDS)
         if self._stop.is_set():
             return
         self.emit_state("agent-started", {"version": VERSION, "cgroup_mode": self.cgroups.mode, "pid": os.getpid()})
@@ -267,10 +269,6 @@ class Agent:
         self._present()
         self.notifier.ready(line)
         _log.info("ready: %s", line)
-
-    async def _settled(self) -> None:
-        """Wait until every worker has done what there is to do for now, starts included; bounded."""
-        await asyncio.gather(*(worker.settle(READY_SECONDS) for worker in self.workers.values()))
 
     async def _until_stop(self, awaited: Coroutine[Any, Any, object], seconds: float) -> None:
         """Wait for something, but not for longer than `seconds`, and not when the agent is to stop."""
@@ -311,7 +309,8 @@ class Agent:
             await _in_thread(self.presence.stop, LEAVE_SECONDS)
         await _in_thread(self.store.stop, 1.0)
         await _in_thread(self.killfile.stop, 1.0)
-        await self._close_workers()
+        self.nursery.interrupt()
+        await self.roster.close(self.settings.agent.stop_grace_seconds + CLOSE_SECONDS, self.node.kill)
         await self.nursery.close()
         await self.control.close()
         self.emit_state("agent-stopped", {"uptime_seconds": round(time.monotonic() - self._started, 1)})
@@ -330,26 +329,6 @@ class Agent:
             _log.error("%s", error)
         self.notifier.close()
         _log.info("stopped")
-
-    async def _close_workers(self) -> None:
-        """Stop all workers in good order, and kill those that are not through when every grace is over."""
-        self.nursery.interrupt()
-        tasks = {self._loop.create_task(worker.close(), name=f"close {name}") for name, worker in self.workers.items()}
-        tasks |= set(self._retiring.values())
-        if not tasks:
-            return
-        limit = self.settings.agent.stop_grace_seconds + CLOSE_SECONDS
-        done, pending = await asyncio.wait(tasks, timeout=limit)
-        for task in done:
-            if error := task.exception():
-                _log.error("%s failed: %r", task.get_name(), error)
-        if pending:
-            names = ", ".join(sorted(task.get_name() for task in pending))
-            _log.error("not over within %g s and cut off: %s", limit, names)
-            self.node.kill()
-            for task in pending:
-                task.cancel()
-            await asyncio.wait(pending, timeout=1.0)
 
     # Desired state
 
@@ -384,20 +363,7 @@ class Agent:
         self.problems.replace("desired", [f"{problem.key}: {problem.reason}" for problem in desired.problems])
         self._apply_master(desired)
         self._refuse_kafka(desired)
-        for name, wanted in desired.workers.items():
-            definition = self.settings.workers[name]
-            worker = self.workers.get(name)
-            logs.set_level(wanted.log_level, f"worker.{name}")
-            if worker is None and name in self._retiring:
-                continue  # its predecessor still has the node; when it is gone this comes round again
-            if worker is None:
-                taken = self.remembering.cached.taken.get(name)
-                record = self.remembering.breakers.of(name)
-                self.workers[name] = WorkerSupervisor(name, definition, wanted, self._services, taken, record)
-            else:
-                worker.want(wanted, definition)
-        for name in self.workers.keys() - desired.workers.keys():
-            self._retire(name)
+        self.roster.want(desired.workers, self.settings.workers)
         self._cache_soon()
         self._present()
 
@@ -423,15 +389,12 @@ class Agent:
         texts = [f"{key}: this version has no Kafka sink; events go on to the file sink" for key in asked]
         self.problems.replace("sink keys", texts)
 
-    def _retire(self, name: str) -> None:
-        worker = self.workers.pop(name)
-        task = self._retiring[name] = self._loop.create_task(worker.close(), name=f"retire {name}")
-        task.add_done_callback(lambda _task: self._retired(name))
+    def _make_worker(self, name: str, definition: Definition, wanted: WorkerDesired) -> WorkerSupervisor:
+        taken = self.remembering.cached.taken.get(name)
+        return WorkerSupervisor(name, definition, wanted, self._services, taken, self.remembering.breakers.of(name))
 
-    def _retired(self, name: str) -> None:
-        del self._retiring[name]
+    def _worker_retired(self) -> None:
         if not self._stopping:
-            # Another worker of this name may be wanted by now.
             self.reconciler.resolve()
 
     def override(self, worker: str, override: Any) -> None:
@@ -503,8 +466,7 @@ class Agent:
         self._house.set()
         if self.killswitch.engaged:
             self.nursery.interrupt()
-        for worker in self.workers.values():
-            worker.poke()
+        self.roster.poke()
 
     async def _keep_house(self) -> None:
         """End nursery and sink while the killswitch is engaged, and bring the sink back after it."""
@@ -519,7 +481,7 @@ class Agent:
 
     async def _tidy(self) -> None:
         if self.killswitch.engaged and not self._suspended:
-            await self._settled()
+            await self.roster.settle()
             if self.killswitch.engaged:
                 await self.nursery.stop()
                 self.pipeline.suspend()

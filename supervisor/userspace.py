@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from garrison.supervisor.budget.watch import Verdict
 from garrison.supervisor.cgroups.base import Cgroups, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.lifecycle import State
@@ -63,7 +64,16 @@ class UserspaceCaps:
             limit = worker.limits.memory_max
             if limit is not None and usage.memory_working_bytes > limit:
                 used = usage.memory_working_bytes
-                worker.trip("memory", f"{used} bytes in use are over its memory_max of {limit} bytes (polled)")
+                # A cap, not a judgement: it holds with `dry_run` too, as the kernel's would.
+                worker.condemn(
+                    Verdict(
+                        cause="memory",
+                        detail=f"{used} bytes in use are over its memory_max of {limit} bytes (polled)",
+                        resource="memory_max",
+                        value=used,
+                        limit=limit,
+                    )
+                )
                 continue
             self._count(key, now)
             self._pace(key, usage.cpu_seconds, worker.limits.cpu_quota_percent, now)

@@ -96,7 +96,7 @@ class UnifiedResources(Resources):
             _enable(node, wanted)
 
     def set_up_workers(self) -> None:
-        """Enable the controllers for the workers' nodes; the kernel shall pick one task of an aggregate OOM."""
+        """Enable the controllers for the workers' nodes."""
         _enable(self._tree.workers, V2_CONTROLLERS & self._available())
 
     def worker_changes(self, worker: str, limits: Limits) -> list[Change]:
@@ -104,7 +104,11 @@ class UnifiedResources(Resources):
         return self._changes(self._tree.node(worker), limits, oom_group=1)
 
     def aggregate_changes(self, limits: Limits, wanted: Mapping[str, Limits]) -> list[Change]:
-        """Return the writes for ``workers``: an OOM kills one task. v2 lets children have more than their parent."""
+        """Return the writes for ``workers``: an OOM of all kills one of them, not all.
+
+        The kernel looks for ``memory.oom.group`` from the victim's node up to the one that is out of memory, and the
+        victim's own has it set. v2 lets children have more than their parent.
+        """
         return self._changes(self._tree.workers, limits, oom_group=0)
 
     def _changes(self, node: str, limits: Limits, *, oom_group: int) -> list[Change]:
@@ -158,11 +162,17 @@ class UnifiedResources(Resources):
         )
 
     def memory_watch(self, level: int) -> OomWatch | None:
-        """Return a watch on the ``memory.events`` of ``workers``: ``high``, where that is set, and ``max``."""
+        """Return a watch on the events of ``workers``: ``high``, where that is set, and ``max``.
+
+        ``memory.events`` speaks of every event of every worker too, and one that is held at its own ``memory.high``
+        would have all of them looked at without end; ``memory.events.local`` does not (old kernels lack it).
+        """
         from garrison.supervisor.cgroups.oom import EventsFileWatch
 
-        path = os.path.join(self._tree.workers, "memory.events")
-        return EventsFileWatch(path) if "memory" in self.enforced else None
+        if "memory" not in self.enforced:
+            return None
+        local = os.path.join(self._tree.workers, "memory.events.local")
+        return EventsFileWatch(local if os.path.exists(local) else local.removesuffix(".local"))
 
     def oom_watch(self, worker: str) -> OomWatch | None:
         """Return a watch on ``memory.events``, or None where the memory controller is absent."""

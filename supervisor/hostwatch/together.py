@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from garrison.supervisor import logs
-from garrison.supervisor.budget import aggregate
+from garrison.supervisor.budget import aggregate, watch
 from garrison.supervisor.budget.aggregate import Budget, Member, Own, State, Verdict
 from garrison.supervisor.lifecycle import State as Life
 from garrison.supervisor.sampler import Sample
@@ -73,14 +73,17 @@ class Together:
         _log.warning("%s %s: %s", verdict.action, verdict.worker, verdict.detail)
         facts = {key: value for key, value in msgspec.structs.asdict(verdict).items() if key != "detail"}
         self._emit_state("aggregate-breach", {**facts, "reason": verdict.detail, "dry_run": worker.dry_run or None})
-        act = worker.throttle if verdict.action == "throttle" else worker.trip
+        throttled = verdict.action == "throttle"
+        act = worker.throttle if throttled else worker.trip
         act(
-            "aggregate",
-            verdict.detail,
-            resource=verdict.resource,
-            value=float(verdict.value),
-            limit=float(verdict.limit),
-            window_seconds=aggregate.CPU_SECONDS if verdict.action == "throttle" else 0.0,
+            watch.Verdict(
+                cause="aggregate",
+                detail=verdict.detail,
+                resource=verdict.resource,
+                value=float(verdict.value),
+                limit=float(verdict.limit),
+                window_seconds=aggregate.CPU_SECONDS if throttled else 0.0,
+            )
         )
 
 

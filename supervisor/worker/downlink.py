@@ -17,8 +17,9 @@ MAX_TASKS = 16
 class Downlink:
     """Queues messages by importance and writes them as the pipe takes them.
 
-    One pending config (the latest wins), a bounded number of tasks; ``stop`` and ``control`` go next. A
-    worker that has closed its end, or never reads, costs the master what is pending and nothing else.
+    One pending config (the latest wins), a bounded number of tasks; ``stop`` and ``control`` go next, of which a reset
+    and the latest request for less or normal work may wait. A worker that has closed its end, or never reads, costs
+    the master what is pending and nothing else.
 
     Args:
         fd: Write end of the pipe, non-blocking; closed by `close`.
@@ -28,7 +29,8 @@ class Downlink:
         self._fd = fd
         self._sender = FrameSender(fd)
         self._stop: Stop | None = None
-        self._control: Control | None = None
+        self._reset: Control | None = None
+        self._load: Control | None = None
         self._config: bytes | None = None
         self._tasks: deque[bytes] = deque()
         self._acks: dict[Priority, int] = {}
@@ -45,8 +47,11 @@ class Downlink:
         self._pump()
 
     def control(self, control: Control) -> None:
-        """Ask for less work, or for normal work; the latest wins."""
-        self._control = control
+        """Ask for less work or for normal work, where the latest wins; or for a reset, which replaces neither."""
+        if control.action == "reset":
+            self._reset = control
+        else:
+            self._load = control
         self._pump()
 
     def task(self, task: Task) -> bool:
@@ -99,8 +104,10 @@ class Downlink:
         frame: bytes | None = None
         if self._stop is not None:
             frame, self._stop = _frame(self._stop), None
-        elif self._control is not None:
-            frame, self._control = _frame(self._control), None
+        elif self._reset is not None:
+            frame, self._reset = _frame(self._reset), None
+        elif self._load is not None:
+            frame, self._load = _frame(self._load), None
         elif self._config is not None:
             frame, self._config = self._config, None
         elif self._tasks:

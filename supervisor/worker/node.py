@@ -23,6 +23,9 @@ FREEZE_RETRY_CAP_SECONDS = 60.0
 """Each try may hold the loop for a second where a task hangs in the kernel, so there are fewer and fewer."""
 REFUSED_RETRY_SECONDS = 60.0
 """Time between two tries to bring in a budget that was refused: what did not fit may fit by then."""
+OOM_QUIET_SECONDS = 0.2
+"""How long the notifier of OOM kills is not listened to once it has spoken. On v2 it speaks of everything that
+``memory.events`` counts, and a worker held at its ``memory.high`` has it speak up to 100 times a second."""
 
 
 def limits_of(budget: Budget) -> Limits:
@@ -65,6 +68,7 @@ class WorkerNode:
         self._refused_until = 0.0
         self._freeze_wait = FREEZE_RETRY_SECONDS
         self._oom: OomWatch | None = None
+        self._oom_rest: asyncio.TimerHandle | None = None
 
     def started(self, limits: Limits) -> None:
         """Note that a process runs in a fresh node with these caps; watch it for OOM kills."""
@@ -182,6 +186,9 @@ class WorkerNode:
 
     def unwatch(self) -> None:
         """End the watch for OOM kills. Idempotent."""
+        if self._oom_rest is not None:
+            self._oom_rest.cancel()
+            self._oom_rest = None
         if self._oom is not None:
             asyncio.get_running_loop().remove_reader(self._oom.fileno())
             self._oom.close()
@@ -220,8 +227,22 @@ class WorkerNode:
             self._on_problem(str(error))
 
     def _oom_seen(self) -> None:
+        if self._oom is None:
+            return
+        self._oom.drain()
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._oom.fileno())
+        self._oom_rest = loop.call_later(OOM_QUIET_SECONDS, self._oom_again)
+        self._look_for_oom()
+
+    def _oom_again(self) -> None:
+        self._oom_rest = None
         if self._oom is not None:
-            self._oom.drain()
-            usage = self.usage()
-            if usage.oom_kills:
-                self._on_oom(usage)
+            asyncio.get_running_loop().add_reader(self._oom.fileno(), self._oom_seen)
+            # v1 speaks before it kills: what the first look came too early for is there by now.
+            self._look_for_oom()
+
+    def _look_for_oom(self) -> None:
+        usage = self.usage()
+        if usage.oom_kills:
+            self._on_oom(usage)

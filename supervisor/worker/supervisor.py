@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import traceback
 from typing import Any, Literal
 
@@ -17,38 +16,31 @@ import msgspec
 
 from garrison.ipc.frames import FrameTooLargeError
 from garrison.ipc.messages import EXIT_WITHOUT_MODULE, Applied, Beat, Control, Hold, Ready, holds_of
-from garrison.supervisor.breaker import Breaker, Cause, Record
-from garrison.supervisor.budget.watch import Look, Verdict
+from garrison.supervisor.breaker import Breaker, Record
+from garrison.supervisor.budget.watch import Verdict
 from garrison.supervisor.cgroups.base import Limits, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.desired import WorkerDesired
 from garrison.supervisor.desired.model import short_hash
 from garrison.supervisor.events.ledger import WorkerLedger
-from garrison.supervisor.lifecycle import ALIVE, WORKING, Event, State, after
-from garrison.supervisor.linux import run_delay
+from garrison.supervisor.lifecycle import ALIVE, Event, State, after
 from garrison.supervisor.nursery.client import NurseryDiedError, NurseryError
 from garrison.supervisor.nursery.protocol import Spawn
 from garrison.supervisor.settings import Worker as Definition
+from garrison.supervisor.worker import ending
 from garrison.supervisor.worker.configuration import ConfigurationState, Offer, pace_of
 from garrison.supervisor.worker.endings import exit_status, facts_of
-from garrison.supervisor.worker.guard import AT_ONCE, Guard
+from garrison.supervisor.worker.guard import AT_ONCE
 from garrison.supervisor.worker.intake import Hooks, Intake
+from garrison.supervisor.worker.judge import Judge, told
 from garrison.supervisor.worker.launch import KilledError, launch
 from garrison.supervisor.worker.modules import asks_again
 from garrison.supervisor.worker.node import WorkerNode, limits_of
 from garrison.supervisor.worker.process import WorkerProcess
 from garrison.supervisor.worker.services import Services
 
-TERM_SHARE = 0.4
-"""Share of the grace that a worker has for the polite request before SIGTERM comes too."""
-KILL_SECONDS = 5.0
-"""How long the killed may take to disappear before that is reported."""
 SWEEP_SECONDS = 5.0
 """Time between two tries to get rid of what an earlier process has left."""
-WATCHED = (*WORKING, State.STARTING, State.FROZEN)
-"""States in which a process is judged."""
-WOULD_SECONDS = 60.0
-"""Least time between two reports of what a breach of one cause would have led to."""
 ASKED_PER_MODULE = 5
 """So often an hour, for each of its modules, a worker may ask to be started again: then the module is latched."""
 ASKED_SECONDS = 3600.0
@@ -81,7 +73,6 @@ class WorkerSupervisor:
         self.definition = definition
         self.desired = desired
         self.state = State.STOPPED
-        self.guard = Guard(name, services, record)
         self.ledger = WorkerLedger()
         self.configuration = ConfigurationState(taken)
         self.process: WorkerProcess | None = None
@@ -93,15 +84,13 @@ class WorkerSupervisor:
         hooks = Hooks(ready=self._ready, error=self._complaint, breach=self._broken, gone=self.poke)
         rate = desired.budget.events_per_second
         self._intake = Intake(name, services, self.ledger, self.configuration, rate, hooks)
-        self._breach: Verdict | None = None
+        self.judge = Judge(self, self._intake, services, record)
+        self.guard = self.judge.guard
         self._pace = pace_of(desired.budget, dry_run=self.dry_run)
         self._nofile = desired.budget.nofile
         self._held: tuple[Held | None, str] = (None, "")
         self._frozen_at: float | None = None
-        self._stood = False
-        self._delay: float | None = None
         self._degraded = False
-        self._reported: dict[Cause, float] = {}
         self._asked: list[float] = []
         self._restart_wanted = False
         self._reset_wanted = False
@@ -120,7 +109,7 @@ class WorkerSupervisor:
     @property
     def dry_run(self) -> bool:
         """Whether what the breaker would do is only reported."""
-        return bool(self.desired.budget.dry_run) or self._services.dry_run()
+        return self.judge.dry_run
 
     @property
     def held_reason(self) -> str:
@@ -211,110 +200,29 @@ class WorkerSupervisor:
         Args:
             planned: Seconds between two calls, as the caller means it: what is later than that is not held against it.
         """
-        process = self.process
-        if process is None or process.gone or self._breach is not None or self.state not in WATCHED:
-            return
         now = self._now()
-        facts = self._intake.facts(process.pid)
-        sample = self._services.sampler.sample(self.name, process.epoch, now, planned * 0.9, facts)
-        frozen = self.state is State.FROZEN
-        look = Look(
-            planned=planned,
-            ready=process.ready_at is not None,
-            frozen_seconds=sample.seconds if frozen or self._stood else 0.0,
-            waited_seconds=self._waited(process.pid) if sample.beats == 0 else 0.0,
-        )
-        self._stood = frozen
-        verdict = self.guard.look(sample, look, self.desired.budget, now)
-        if verdict is not None and verdict.cause == "cpu":
-            self._throttle_or_trip(verdict)
-        elif verdict is not None:
-            self._trip_by(verdict)
-        elif self.guard.throttled and not frozen:
-            self._end_throttle(now)
-        if self._due(now):
+        if self.judge.observe(planned, now) and self._due(now):
             self.poke()
 
-    def trip(
-        self,
-        cause: Cause,
-        detail: str,
-        *,
-        resource: str = "",
-        value: float = 0.0,
-        limit: float = 0.0,
-        window_seconds: float = 0.0,
-    ) -> None:
-        """Open the circuit: the worker is ended and waits. The first breach of a process counts.
+    def trip(self, verdict: Verdict) -> None:
+        """Open the circuit: the worker is ended and waits. With `dry_run` this is only reported."""
+        self.judge.trip(verdict, self._now())
 
-        With `dry_run` this is only reported.
-        """
-        self._trip_by(_verdict(cause, detail, resource, value, limit, window_seconds))
+    def condemn(self, verdict: Verdict) -> None:
+        """Open the circuit, also where breaches are only reported: for what cannot go on, and for caps."""
+        self.judge.condemn(verdict, self._now())
 
-    def throttle(
-        self,
-        cause: Cause,
-        detail: str,
-        *,
-        resource: str = "",
-        value: float = 0.0,
-        limit: float = 0.0,
-        window_seconds: float = 0.0,
-    ) -> None:
+    def throttle(self, verdict: Verdict) -> None:
         """Lower its CPU quota for a while, then give it back or trip; soon after an earlier one it trips at once.
 
         No effect on one that is throttled already, or is not running. With `dry_run` this is only reported.
         """
-        if self.state in (*WORKING, State.STARTING) and not self.guard.throttled:
-            self._throttle_or_trip(_verdict(cause, detail, resource, value, limit, window_seconds))
-
-    def _throttle_or_trip(self, verdict: Verdict) -> None:
-        now = self._now()
-        if not self.guard.may_throttle(now) or self.state is State.FROZEN:
-            self._trip_by(verdict)
-        elif self.dry_run:
-            self._would("throttle", verdict)
-        elif self._breach is None:
-            self.guard.throttle(verdict, self.desired.budget, now)
-            self._log("warning", f"throttled to {self.breaker.cap_percent:g} % of a core: {verdict.detail}")
-            self.poke()
-
-    def _trip_by(self, verdict: Verdict) -> None:
-        if self.dry_run:
-            self._would("trip", verdict)
-        else:
-            self._break(verdict)
-
-    def _break(self, verdict: Verdict) -> None:
-        """Open the circuit, also where breaches are only reported: for what cannot go on."""
-        if self.process is not None and self._breach is None and self.state is not State.STOPPING:
-            self.guard.breached(verdict, self._now())
-            self._breach = verdict
-            self.poke()
-
-    def _would(self, what: str, verdict: Verdict) -> None:
-        now = self._now()
-        if now - self._reported.get(verdict.cause, -WOULD_SECONDS) < WOULD_SECONDS:
-            return
-        self._reported[verdict.cause] = now
-        facts = _told(self.guard.facts(verdict, now, self.node.usage(), self._beat(), retry=False))
-        self._log("warning", f"dry_run: would {what}: {verdict.detail}")
-        self._services.emit_state(f"breaker-would-{what}", {"worker": self.name, "dry_run": True, **facts})
-
-    def _end_throttle(self, now: float) -> None:
-        if (verdict := self.guard.end_throttle(now)) is not None:
-            self._breach = verdict
-        if not self.guard.throttled:
-            self.poke()
+        self.judge.throttle(verdict, self._now())
 
     def _due(self, now: float) -> bool:
         """Tell whether the task has something to do that only shows in a sample, or with time."""
         self.guard.settle_level(now)
         return self.guard.degraded != self._degraded or self.node.retry_due(now)
-
-    def _waited(self, pid: int) -> float:
-        before, self._delay = self._delay, run_delay(pid)
-        return max(0.0, self._delay - before) if before is not None and self._delay is not None else 0.0
 
     # What the process says
 
@@ -330,24 +238,14 @@ class WorkerSupervisor:
         self.last_error = text
 
     def _broken(self, reason: str) -> None:
-        self._break(Verdict(cause="protocol", detail=reason))
+        self.condemn(Verdict(cause="protocol", detail=reason))
 
     def _out_of_memory(self, usage: Usage) -> None:
         if usage.oom_origin == "own":
-            self._break(self._oom(usage))
+            self.condemn(self.judge.out_of_memory(usage))
         else:
             # All workers together had too much, and the kernel chose: what it has left of this one is no worker.
             self.node.kill()
-
-    def _oom(self, usage: Usage) -> Verdict:
-        limit = self.limits.memory_max if self.limits is not None and self.limits.memory_max is not None else 0
-        return Verdict(
-            cause="oom",
-            detail=f"killed by the kernel at its memory_max of {limit} bytes",
-            resource="memory_max",
-            value=max(usage.memory_working_bytes, limit),
-            limit=limit,
-        )
 
     # The task
 
@@ -380,7 +278,7 @@ class WorkerSupervisor:
             return self._closing
         if self.state is State.KILLED:
             self._to(Event.RELEASE)
-        if self._breach is not None:
+        if self.judge.breach is not None:
             await self._trip()
             return self._again()
         if self._reset_wanted:
@@ -416,7 +314,7 @@ class WorkerSupervisor:
     def _mend(self) -> bool:
         """After a failed step: never stay in a state that the next step cannot leave. True: the task is to end."""
         if self.process is None:
-            self._breach = None
+            self.judge.breach = None
             if self.state in ALIVE:
                 self.state = State.STOPPED
             if self._closing:
@@ -438,7 +336,6 @@ class WorkerSupervisor:
 
     async def _start(self) -> None:
         self._to(Event.START)
-        self._breach = None
         budget = self.desired.budget
         limits = limits_of(budget)
         services = self._services
@@ -447,8 +344,8 @@ class WorkerSupervisor:
         offered, pace = self.configuration.offer, self._pace
         config = self.configuration.first(pace, held)
         self._intake.begin(epoch, held)
-        self.guard.begin()
-        self._stood, self._degraded, self._delay, self._frozen_at = False, False, None, None
+        self.judge.begin()
+        self._degraded, self._frozen_at = False, None
         self._nofile = budget.nofile
         # Until it runs, whatever was made is for the next step to sweep.
         self.node.left = True
@@ -533,11 +430,11 @@ class WorkerSupervisor:
         if not self.node.limit(limits):
             in_force = self.node.limits
             if self.guard.throttled and in_force is not None and in_force.cpu_quota_percent != limits.cpu_quota_percent:
-                self._break(Verdict(cause="cpu", detail="it cannot be throttled: its quota cannot be changed"))
+                self.condemn(Verdict(cause="cpu", detail="it cannot be throttled: its quota cannot be changed"))
                 return False
             if budget.force and in_force is not None and in_force.memory_max != limits.memory_max:
                 text = f"its new memory_max of {limits.memory_max} bytes does not hold what it uses, and force is set"
-                self._break(Verdict(cause="memory", detail=text, resource="memory_max", limit=limits.memory_max or 0))
+                self.condemn(Verdict(cause="memory", detail=text, resource="memory_max", limit=limits.memory_max or 0))
                 return False
         if budget.nofile != self._nofile:
             self._nofile = budget.nofile
@@ -564,7 +461,7 @@ class WorkerSupervisor:
         now = self._now()
         self.guard.settle(now)
         if self.state is State.RUNNING and self.guard.throttled and self.guard.verdict is not None:
-            self._to(Event.THROTTLE, **self.guard.facts(self.guard.verdict, now, self.node.usage(), self._beat()))
+            self._to(Event.THROTTLE, **self.judge.facts(self.guard.verdict, now))
         elif self.state is State.THROTTLED and not self.guard.throttled:
             share = round(self.guard.watch.throttled_percent, 1)
             self._to(Event.RESTORE, throttled_periods_percent=share)
@@ -589,39 +486,33 @@ class WorkerSupervisor:
         # What it is given to end with is not less than what it was given to run with.
         self.node.limit(limits_of(self.desired.budget))
         grace = self._services.grace()
-        process.down.stop(reason)
-        if not await process.wait_gone(grace * TERM_SHARE):
-            process.signal(signal.SIGTERM)
-            if not await process.wait_gone(grace * (1 - TERM_SHARE)):
-                self._log("warning", f"did not stop within {grace:g} s and is killed")
-                await self._kill_and_wait(process)
+        if not await ending.asked(process, reason, grace):
+            self._log("warning", f"did not stop within {grace:g} s and is killed")
+            await self._kill(process)
 
     async def _killed(self) -> None:
         if self.process is not None:
-            await self._kill_and_wait(self.process)
+            await self._kill(self.process)
             await self._bury()
         if self.state is not State.KILLED:
             self._to(Event.KILL)
 
     async def _trip(self) -> None:
-        breach, process = self._breach, self.process
+        breach, process = self.judge.breach, self.process
         if process is not None and breach is not None:
             if breach.cause in AT_ONCE:
-                await self._kill_and_wait(process)
+                await self._kill(process)
             else:
                 await self._end(process, f"tripped, {breach.cause}: {breach.detail}")
             await self._bury()
-        self._breach = None
+        self.judge.breach = None
 
-    async def _kill_and_wait(self, process: WorkerProcess) -> None:
-        if not self.node.kill():
-            # Without a descriptor to open the node's files, for one, this still works: the pidfd is there already.
-            process.signal(signal.SIGKILL)
-        if not process.gone and not await process.wait_gone(KILL_SECONDS):
+    async def _kill(self, process: WorkerProcess) -> None:
+        if not await ending.killed(process, self.node):
             self._problem(
                 f"pid {process.pid} does not die; it may hang in the kernel (state D): look at /proc/PID/stack"
             )
-            await process.wait_gone(KILL_SECONDS)
+            await process.wait_gone(ending.KILL_SECONDS)
 
     async def _bury(self) -> None:
         """Wind up a process that is gone (or will not go): its node, its pipes, its books, what follows."""
@@ -638,7 +529,7 @@ class WorkerSupervisor:
         await self.node.remove()
         self._thawed()
         facts = facts_of(process.pid, process.epoch, process.report, lost)
-        breach, self._breach = self._breach, None
+        breach, self.judge.breach = self.judge.breach, None
         self._conclude(process, breach, usage, facts)
 
     def _conclude(self, process: WorkerProcess, breach: Verdict | None, usage: Usage, facts: dict[str, Any]) -> None:
@@ -655,7 +546,7 @@ class WorkerSupervisor:
             self.guard.ended(now)
             self._to(Event.ENDED, **facts)
         elif usage.oom_origin == "own":
-            verdict = self._oom(usage)
+            verdict = self.judge.out_of_memory(usage)
             self.guard.breached(verdict, now)
             self._tripped(process, verdict, usage, facts)
         elif usage.oom_origin == "ancestor":
@@ -757,7 +648,7 @@ class WorkerSupervisor:
 
     def _to(self, event: Event, **facts: Any) -> None:
         before, self.state = self.state, after(self.state, event)
-        facts = _told(facts)
+        facts = told(facts)
         details = ", ".join(f"{key}={value}" for key, value in facts.items())
         level = "warning" if event in (Event.CRASHED, Event.TRIP, Event.LATCH, Event.REFUSED) else "info"
         self._log(level, f"{before.value} -> {self.state.value} ({event.value})" + (f": {details}" if details else ""))
@@ -787,15 +678,6 @@ class WorkerSupervisor:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _told(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what there is to tell: without what is not known."""
-    return {key: value for key, value in facts.items() if value not in (None, "", [])}
-
-
-def _verdict(cause: Cause, detail: str, resource: str, value: float, limit: float, window: float) -> Verdict:
-    return Verdict(cause=cause, detail=detail, resource=resource, value=value, limit=limit, window_seconds=window)
 
 
 def module_name(spec: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from tests.e2e._agent import RunningAgent, module, until
 from tests.etcd.cluster import Cluster, EtcdctlError, Member, Tls
 
-LONG = os.environ.get("GARRISON_LONG", "") == "1"
+LONG = bool(os.environ.get("GARRISON_FULL"))
 """Outages and numbers as large as those that are promised to be survived; minutes instead of seconds."""
 
 QUORUM_SECONDS = 20.0

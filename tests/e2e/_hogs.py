@@ -116,10 +116,12 @@ class Follower:
 
     Attributes:
         seen: Each event with the time at which it came, monotonic seconds.
+        error: Why the stream ended; None while it goes on.
     """
 
     def __init__(self, agent: RunningAgent) -> None:
         self.seen: list[tuple[float, dict[str, Any]]] = []
+        self.error: ControlError | None = None
         self._client = agent.client
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
@@ -129,8 +131,8 @@ class Follower:
             for item in self._client.stream("events", follow=True, last=1, kinds=[], workers=[]):
                 if isinstance(item, msgspec.Raw):
                     self.seen.append((time.monotonic(), msgspec.json.decode(bytes(item))))
-        except ControlError:
-            return  # the agent has ended, and the stream with it
+        except ControlError as error:
+            self.error = error  # the agent has ended, and the stream with it; or there was none
 
     def states(self, worker: str, *actions: str, since: float = 0.0) -> list[tuple[float, dict[str, Any]]]:
         """Return the transitions of a worker into these states (all, where none is named), oldest first."""
@@ -159,6 +161,7 @@ def lateness(ticks: dict[int, float], period: float) -> float:
         AssertionError: One is missing.
     """
     numbers = sorted(ticks)
+    assert numbers, "no sign of life came"
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), f"a sign of life is missing: {numbers}"
     times = [ticks[number] for number in numbers]
     return max((after - before - period for before, after in itertools.pairwise(times)), default=0.0)

@@ -95,9 +95,12 @@ def assert_clean(agent: RunningAgent) -> None:
         return [pid for parent in parents for pid, state in children(parent).items() if state == "Z"]
 
     until(lambda: not zombies(), "no zombie is left")
-    there = {worker["name"] for worker in agent.client.call("status")["workers"] if worker["pid"]}
+
+    def there() -> set[str]:
+        return {worker["name"] for worker in agent.client.call("status")["workers"] if worker["pid"]}
 
     def nodes() -> set[str]:
         return {node.rpartition("/workers/")[2] for node in agent.nodes() if "/workers/" in node}
 
-    until(lambda: nodes() == there, f"the nodes are those of {there}, not {nodes()}")
+    # Both anew each time: what starts while one looks has a node and no pid yet.
+    until(lambda: nodes() == there(), "the nodes are those of the workers that run")

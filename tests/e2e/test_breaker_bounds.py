@@ -6,8 +6,10 @@ import hashlib
 import math
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,10 @@ QUOTA_PERCENT = 20
 MIB = 1024 * 1024
 MEMORY_MAX = 32 * MIB
 HASHED = 10 * MEMORY_MAX
+SIZE = HASHED // 10
+"""Of each file."""
+WHOLE = SIZE // mmap.PAGESIZE
+TRIES = 6
 
 Make = Callable[..., RunningAgent]
 
@@ -76,27 +82,48 @@ def residents(path: Path) -> int:
     return sum(page & 1 for page in pages)
 
 
+@dataclass(frozen=True)
+class Cached:
+    """Files of others in the host's page cache, before and after a worker has hashed."""
+
+    neighbour: int
+    """Pages of a file that the worker has nothing to do with."""
+    shared: int
+    """Pages of a file that it hashes too, and that had been there before."""
+    bystander: int
+    """Pages of a file like the first: what goes of it, the machine itself has taken."""
+
+
 def test_who_hashes_ten_times_its_memory_is_not_tripped_and_the_hosts_page_cache_stays(
     make_agent: Make, tmp_path: Path
 ) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
+    lost: list[tuple[Cached, Cached]] = []
+    for number in range(TRIES):
+        before, after = hash_beside_others(make_agent, tmp_path / str(number))
+        if (after.neighbour, after.shared) == (before.neighbour, before.shared) == (WHOLE, WHOLE):
+            return
+        lost.append((before, after))
+    # A machine may take pages back while nothing is short (one with a balloon does, every few seconds). What the worker
+    # does to the cache it does each time, and to nobody's file but those that it reads.
+    if all(after.bystander < before.bystander for before, after in lost):
+        pytest.skip(f"this machine takes page cache back by itself: {lost}")
+    raise AssertionError(f"pages of others were gone in each of {TRIES} tries: {lost}")
+
+
+def hash_beside_others(make_agent: Make, folder: Path) -> tuple[Cached, Cached]:
+    """Hash ten times a worker's memory; return what others had in the cache before and after it."""
+    tree = folder / "tree"
+    tree.mkdir(parents=True)
     for number in range(10):
         path = tree / f"f{number}"
-        path.write_bytes(os.urandom(MIB) * (HASHED // 10 // MIB))
+        path.write_bytes(os.urandom(MIB) * (SIZE // MIB))
         forget(path)
-    neighbour = tmp_path / "neighbour"
-    neighbour.write_bytes(os.urandom(MIB) * 32)
-    forget(neighbour)
+    neighbour, bystander = folder / "neighbour", folder / "bystander"
+    for path in (neighbour, bystander):
+        path.write_bytes(os.urandom(MIB) * (SIZE // MIB))
+        forget(path)
     if residents(neighbour):
         pytest.skip("this file system keeps its files in memory")
-    expected = hashlib.sha256(neighbour.read_bytes()).hexdigest()  # another process's file, now in the cache
-    pages = neighbour.stat().st_size // mmap.PAGESIZE
-    assert residents(neighbour) == pages
-    # A file of the tree that somebody else is using: the worker reads it as well, and must leave it where it is.
-    shared = tree / "f3"
-    shared.read_bytes()
-    in_use = residents(shared)
     agent = make_agent(
         HEALTHY
         + f"""
@@ -114,17 +141,32 @@ memory_max = {MEMORY_MAX}
 """,
         agent="budget = {cpu_quota_percent = 200}",
     )
-    agent.start()
-    files = agent.wait_worker("files", state="running")
-    agent.wait_event(event__action="baseline-complete", seconds=60)
-    after = agent.worker("files")
-    assert (after["pid"], after["breaker"]["trips"], after["restarts"]) == (files["pid"], 0, 0), after
-    assert residents(neighbour) == pages
-    assert residents(shared) == in_use
-    assert hashlib.sha256(neighbour.read_bytes()).hexdigest() == expected
-    # What it brought in itself is gone again.
-    brought = sum(residents(path) for path in tree.iterdir() if path != shared)
-    assert brought < HASHED // mmap.PAGESIZE // 20, f"{brought} pages of what was hashed are still there"
+    # Now they are in the cache. A file of the tree that somebody else is using is among them: the worker reads it as
+    # well, and must leave it where it is.
+    shared = tree / "f3"
+    expected = hashlib.sha256(neighbour.read_bytes()).hexdigest()
+    bystander.read_bytes()
+    shared.read_bytes()
+
+    def cached() -> Cached:
+        return Cached(residents(neighbour), residents(shared), residents(bystander))
+
+    before = cached()
+    try:
+        agent.start()
+        files = agent.wait_worker("files", state="running")
+        agent.wait_event(event__action="baseline-complete", seconds=60)
+        after = cached()
+        worker = agent.worker("files")
+        assert (worker["pid"], worker["breaker"]["trips"], worker["restarts"]) == (files["pid"], 0, 0), worker
+        # What it brought in itself is gone again.
+        brought = sum(residents(path) for path in tree.iterdir() if path != shared)
+        assert brought < HASHED // mmap.PAGESIZE // 20, f"{brought} pages of what was hashed are still there"
+        assert hashlib.sha256(neighbour.read_bytes()).hexdigest() == expected
+    finally:
+        agent.stop()
+        shutil.rmtree(folder)
+    return before, after
 
 
 def forget(path: Path) -> None:

@@ -42,7 +42,8 @@ def test_nothing_of_a_tripped_worker_survives(make_agent: Make) -> None:
     assert ended == {name: set() for name in names}
     assert max(most.values()) <= 32, f"the kernel let more live than their pids_max: {most}"
     assert most["fork-bomb"] > 10
-    assert most["escapees"] == 4
+    # Itself and three: the process between it and each of them may still be seen.
+    assert 4 <= most["escapees"] <= 7
     assert agent.worker("healthy")["pid"] == healthy
     for name in names:
         agent.wait_worker(name, state="probation")

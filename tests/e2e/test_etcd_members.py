@@ -1,6 +1,6 @@
 """Members of the cluster that die, hang, are cut off or come back older: a stop put meanwhile acts in time.
 
-``GARRISON_LONG=1`` runs the long forms.
+``GARRISON_FULL=1`` runs the long forms.
 """
 
 from __future__ import annotations

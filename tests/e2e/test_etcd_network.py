@@ -1,6 +1,6 @@
 """The network between an agent and its cluster, and its clock: silent, lossy, without names, jumping.
 
-A stop put meanwhile acts in time. ``GARRISON_LONG=1`` runs the long forms.
+A stop put meanwhile acts in time. ``GARRISON_FULL=1`` runs the long forms.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The real master after many sessions: as many threads and descriptors as after few, and no memory lost.
 
-``GARRISON_LONG=1``: a thousand sessions. They follow one another without the usual pause, which is all that is
+``GARRISON_FULL=1``: a thousand sessions. They follow one another without the usual pause, which is all that is
 different from `garrisond`: with it they would take four hours.
 """
 

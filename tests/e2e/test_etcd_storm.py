@@ -1,6 +1,6 @@
 """One fault after the other, chosen at random, with a majority of members well: a stop always acts in time.
 
-``GARRISON_LONG=1``: twenty faults. ``GARRISON_SEED`` repeats a run.
+``GARRISON_FULL=1``: twenty faults. ``GARRISON_SEED`` repeats a run.
 """
 
 from __future__ import annotations

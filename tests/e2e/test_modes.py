@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e._agent import BIN, RunningAgent, alive, module, needs_cgroups, until
+from tests.e2e._hogs import ROOMY, Yard, hog
 
 Make = Callable[..., RunningAgent]
 
@@ -68,6 +69,27 @@ def test_unprivileged_does_by_polling_what_it_can(make_agent: Make) -> None:
     agent = make_agent(WORKERS, agent='cgroup_mode = "unprivileged"')
     exercise(agent)
     assert agent.nodes() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_unprivileged_holds_the_memory_cap_also_while_the_policy_is_only_tried_out(make_agent: Make) -> None:
+    # A resource limit holds each process alone; here four of them are too much together.
+    brood = hog("brood", "brood", external=True, memory_max=96 * 2**20, **ROOMY)
+    agent = make_agent(
+        brood.toml(), agent='cgroup_mode = "unprivileged"\ndry_run = true\nbudget = {cpu_quota_percent = 200}'
+    )
+    yard = Yard(agent)
+    yard.start(None)
+    pid = agent.wait_worker("brood", state="running")["pid"]
+    yard.loose("brood")
+    event = agent.wait_event(event__action="worker-tripped")
+    yard.call_back()
+    told = event["garrison"]
+    assert (told["cause"], told["resource"], told["limit"]) == ("memory", "memory_max", 96 * 2**20), told
+    assert told["value"] > told["limit"]
+    assert "polled" in told["reason"]
+    assert not alive(pid)
+    assert agent.wait_worker("brood", state="tripped")["pid"] == 0
 
 
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]

@@ -351,8 +351,8 @@ def _wait(recorder: Recorder, condition: Callable[[], bool], seconds: float) -> 
 
 
 def test_sessions_leave_nothing_behind(make_etcd: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many threads and descriptors after the hundredth session as after the tenth (GARRISON_LONG=1: a thousand)."""
-    count = 1000 if os.environ.get("GARRISON_LONG") else 100
+    """As many threads and descriptors after the hundredth session as after the tenth (GARRISON_FULL=1: a thousand)."""
+    count = 1000 if os.environ.get("GARRISON_FULL") else 100
     monkeypatch.setattr(lifecycle, "CAP_SECONDS", 0.01)  # the pace is not what is looked at here
     monkeypatch.setattr(lifecycle, "BASE_SECONDS", 0.01)
     cluster = make_etcd(1)

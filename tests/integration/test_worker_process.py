@@ -12,7 +12,7 @@ import pytest
 
 from garrison.ipc import frames
 from garrison.ipc.channel import FrameReceiver
-from garrison.ipc.messages import Beat, Config, Events, Log, Ready, Task, Up, decode_down, kind_of
+from garrison.ipc.messages import Beat, Config, Control, Events, Log, Ready, Task, Up, decode_down, kind_of
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.nursery.client import Child, NurseryClient
 from garrison.supervisor.nursery.protocol import Exited
@@ -281,6 +281,26 @@ def test_a_worker_that_never_reads_costs_one_frame_and_the_latest_of_each_kind()
             assert names == ["config", "stop", "config", *["task"] * MAX_TASKS, "ack"]
             assert [message.revision for name, message in got if name == "config"] == [1, 199]  # type: ignore[attr-defined]
             assert got[-1][1].through == 999  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+
+
+def test_a_reset_takes_the_place_of_no_request_for_less_work_nor_the_other_way_round() -> None:
+    async def main() -> None:
+        async with downlink() as (down, read):
+            down.configure(config(1, "x" * 200_000))  # more than the pipe takes: what follows has to wait
+            for _ in range(100):
+                for action in ("degrade", "normal", "reset", "degrade"):
+                    down.control(Control(action))
+            receiver, got = FrameReceiver(read, frames.MAX_DOWN_BYTES), []
+            async with asyncio.timeout(30):
+                while len(got) < 3:
+                    await asyncio.sleep(0)
+                    got += kinds(receiver)
+            down.control(Control("normal"))
+            got += kinds(receiver)
+            # The latest of the one kind, and one of the other: a worker that never reads costs no more than these two.
+            assert [message for _, message in got[1:]] == [Control("reset"), Control("degrade"), Control("normal")]
 
     asyncio.run(main())
 

@@ -24,6 +24,21 @@ def spin(on: bool) -> None:
         pass
 
 
+def brood(on: bool) -> None:
+    """Has children that use more memory together than any of them may alone; they end with the switch, or in time."""
+    send(BEAT)
+    while on and len(children) < 4:
+        child = os.fork()
+        if child == 0:
+            memory = bytearray(b"x") * (40 * 2**20)
+            fuse = time.monotonic() + 60
+            while memory and time.monotonic() < fuse and os.path.exists(switch):
+                time.sleep(pause)
+            os._exit(0)
+        children.append(child)
+
+
+children: list[int] = []
 way, switch, pause = globals()[sys.argv[1]], sys.argv[2], float(sys.argv[3])
 end = time.monotonic() + 300
 send(READY)

@@ -210,9 +210,12 @@ def test_a_sample_that_is_stale_or_not_newer_changes_nothing(
 @given(samples)
 def test_what_is_remembered_stays_bounded(changes: list[dict[str, Any]]) -> None:
     watch, _ = run(*changes)
-    assert max(watch.cpu, watch.memory, watch.fds, watch.flood) < BUDGET.cpu_trip_samples
-    assert watch.pids < POLICY.pids_samples
-    assert watch.silent_seconds < POLICY.hang_beats * BUDGET.beat_seconds
+    # What is complete in the same sample is told one after the other, the gravest first: each waits for five others at
+    # most, and for the one that comes round again each third sample.
+    late = 9
+    assert max(watch.cpu, watch.memory, watch.fds, watch.flood) < BUDGET.cpu_trip_samples + late
+    assert watch.pids < POLICY.pids_samples + late
+    assert watch.silent_seconds < (POLICY.hang_beats + late) * BUDGET.beat_seconds
 
 
 def test_an_hour_of_long_work_at_its_pace_never_trips() -> None:

@@ -10,7 +10,7 @@ import select
 
 import pytest
 
-from garrison.supervisor.cgroups.base import Limits
+from garrison.supervisor.cgroups.base import Limits, Usage
 from garrison.supervisor.cgroups.errors import LimitError, UnsupportedError
 from garrison.supervisor.cgroups.files import read, write
 from garrison.supervisor.cgroups.hierarchy import Mount
@@ -33,6 +33,7 @@ NODE = {
     "cpu.weight": "100",
     "memory.current": "9000000",
     "memory.events": "low 0\nhigh 3\nmax 2\noom 1\noom_kill 1\noom_group_kill 1",
+    "memory.events.local": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0",
     "memory.high": "max",
     "memory.max": "max",
     "memory.oom.group": "0",
@@ -101,8 +102,10 @@ def test_a_workers_caps_are_all_written(tmp_path: object) -> None:
     assert cgroups.remove("w")
 
 
-def test_an_aggregate_oom_takes_one_task_and_a_workers_own_takes_all_of_it(tmp_path: object) -> None:
+def test_an_oom_of_all_workers_takes_one_of_them_and_a_workers_own_takes_all_of_it(tmp_path: object) -> None:
     cgroups = recorded(tmp_path)
+    cgroups.create("w", Limits())
+    assert texts(cgroups, "w", "memory.oom.group") == ["1"]
     cgroups.limit_aggregate(Limits(cpu_quota_percent=20, memory_max=256 * MIB))
     assert texts(cgroups, None, "memory.oom.group", "memory.max", "cpu.max") == ["0", str(256 * MIB), "20000 100000"]
 
@@ -173,6 +176,53 @@ def test_the_watch_tells_that_memory_events_changed(tmp_path: object) -> None:
     finally:
         watch.close()
         watch.close()
+
+
+@pytest.mark.parametrize("name", ["memory.events.local", "memory.events"])
+def test_the_watch_on_all_workers_does_not_hear_of_what_is_one_workers_own_where_the_kernel_can_tell(
+    tmp_path: object, name: str
+) -> None:
+    cgroups = recorded(tmp_path, frozenset() if name.endswith("local") else frozenset({"memory.events.local"}))
+    watch = cgroups.memory_watch(200 * MIB)
+    assert watch is not None
+    workers = os.path.dirname(cgroups.path("w"))
+    try:
+        if name.endswith("local"):
+            write(os.path.join(workers, "memory.events"), "high 4")  # a worker's, counted above it too
+            assert not select.select([watch], [], [], 0)[0]
+        write(os.path.join(workers, name), "max 3")
+        assert select.select([watch], [], [], 30)[0]
+    finally:
+        watch.close()
+
+
+@pytest.mark.parametrize(
+    ("events", "origin"),
+    [
+        ("low 0\nhigh 9\nmax 9\noom 1\noom_kill 1\noom_group_kill 1", "own"),
+        # Its own cap was never the reason: the kill was that of the node above, or of the host.
+        ("low 0\nhigh 9\nmax 9\noom 0\noom_kill 1", "ancestor"),
+        ("low 0\nhigh 9\nmax 9\noom 0\noom_kill 0", None),
+        # At its cap, and the allocation failed without a victim.
+        ("low 0\nhigh 9\nmax 9\noom 3\noom_kill 0", None),
+    ],
+)
+def test_whose_oom_it_was_is_told_from_the_victims_own_events(
+    tmp_path: object, events: str, origin: str | None
+) -> None:
+    cgroups = recorded(tmp_path)
+    cgroups.create("w", Limits())
+    write(os.path.join(cgroups.path("w"), "memory.events"), events)
+    assert cgroups.usage("w").oom_origin == origin
+
+
+def test_counters_of_a_controller_that_is_off_are_zero_and_cpu_time_is_there_without_one(tmp_path: object) -> None:
+    cgroups = recorded(tmp_path)
+    cgroups.create("w", Limits())
+    write(os.path.join(cgroups.path("w"), "cpu.stat"), "usage_usec 2500000\nuser_usec 2000000\nsystem_usec 500000")
+    for name in ("memory.stat", "memory.events", "memory.current", "pids.current", "pids.events"):
+        os.unlink(os.path.join(cgroups.path("w"), name))
+    assert cgroups.usage("w") == Usage(cpu_seconds=2.5)
 
 
 def test_the_kill_plan_names_cgroup_kill_and_the_quota(tmp_path: object) -> None:
