@@ -1,7 +1,7 @@
 """Simulated agents: the agent's own store and presence for many hosts in one process, without workers.
 
-Argument: a JSON object, see `Swarm`. One line on standard input asks, one JSON line answers: ``state``, ``kills``,
-``stops``, ``forget``. End of input ends everything in good order.
+Argument: a JSON object, see `Swarm`. One line on standard input asks, one JSON line answers: ``start``, ``state``,
+``kills``, ``stops``, ``forget``. End of input ends everything in good order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from garrison.supervisor.presence.document import HostStatus, Registration, Work
 from garrison.supervisor.presence.identity import own_registration
 from garrison.supervisor.presence.presence import Presence
 from garrison.supervisor.stores.base import KillObservation, Snapshot, StoreStatus
-from garrison.supervisor.stores.etcd.connection import Access
+from garrison.supervisor.stores.etcd.connection import Access, Connection
 from garrison.supervisor.stores.etcd.endpoints import parse_endpoint
 from garrison.supervisor.stores.etcd.store import EtcdStore
 
@@ -44,6 +44,7 @@ class Agent:
         self.host = host
         self.killed_at: float | None = None
         self.stopped_at: float | None = None
+        self.sessions = 0
         self._memory: Memory | None = None
         self._context = Context(
             host=host,
@@ -65,7 +66,7 @@ class Agent:
             on_event=lambda _action, _fields: None,
             on_status=lambda _status: None,
         )
-        self.store.on_session = self.presence.on_session
+        self.store.on_session = self._on_session
         self.store.on_session_end = self.presence.on_session_end
 
     def start(self) -> None:
@@ -77,6 +78,10 @@ class Agent:
 
     def stop(self) -> None:
         self.store.stop(10.0)
+
+    def _on_session(self, connection: Connection) -> None:
+        self.sessions += 1
+        self.presence.on_session(connection)
 
     def _engaged(self) -> None:
         self.killed_at = time.monotonic()
@@ -113,10 +118,11 @@ class Swarm:
         endpoints: Of etcd.
         first: Number of the first one.
         count: How many.
+        delay: Seconds from the question ``start`` to the first start: the processes take turns.
         pace: Seconds between two starts.
     """
 
-    def __init__(self, endpoints: list[str], first: int, count: int, pace: float) -> None:
+    def __init__(self, endpoints: list[str], first: int, count: int, delay: float, pace: float) -> None:
         me = own_registration("unified", GROUPS, ())
         self._agents = [
             Agent(
@@ -126,19 +132,23 @@ class Swarm:
             )
             for number in range(first, first + count)
         ]
-        self._pace = pace
+        self._delay, self._pace = delay, pace
         self._starter = threading.Thread(target=self._start, name="starter", daemon=True)
-        self._starter.start()
 
     def _start(self) -> None:
+        time.sleep(self._delay)
         for agent in self._agents:
             agent.start()
             time.sleep(self._pace)
 
     def answer(self, question: str) -> Any:
         """Return what is asked for."""
+        if question == "start":
+            self._starter.start()
+            return True
         if question == "state":
             return {
+                "sessions": sum(agent.sessions for agent in self._agents),
                 "connected": sum(agent.store.status().connected for agent in self._agents),
                 "registered": sum(agent.presence.status().registered for agent in self._agents),
                 "problems": [text for agent in self._agents for text in agent.presence.status().problems][:3],
@@ -151,7 +161,8 @@ class Swarm:
 
     def stop(self) -> None:
         """End everything: first all registrations at once, then all sessions."""
-        self._starter.join()
+        if self._starter.ident is not None:
+            self._starter.join()
         for end in (Agent.leave, Agent.stop):
             threads = [threading.Thread(target=end, args=(agent,)) for agent in self._agents]
             for thread in threads:
@@ -161,7 +172,9 @@ class Swarm:
 
 
 def main() -> int:
-    os.nice(5)  # they share the machine with what is measured, as hosts do not
+    # They share the machine with the etcd that is measured, as hosts do not: they run when nobody else wants to. Set
+    # before there is a thread, because each thread takes it from the one that starts it.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     swarm = Swarm(**json.loads(sys.argv[1]))
     for line in sys.stdin:
         sys.stdout.write(json.dumps(swarm.answer(line.strip())) + "\n")
