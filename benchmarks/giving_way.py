@@ -20,7 +20,7 @@ BOUND_SECONDS = 60.0
 SPIN = f"import time\nend = time.monotonic() + {BOUND_SECONDS}\nwhile time.monotonic() < end: pass"
 PRESSURE = f"""
 [agent.pressure]
-cpu_percent = 95
+cpu_percent = 80
 io_percent = 100
 memory_percent = 100
 available_min = 0
