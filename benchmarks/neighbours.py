@@ -126,7 +126,10 @@ def _agent(folder: Path, late: list[float]) -> Iterator[Callable[[], float]]:
         # Ticks each 0.5 s, so that a short window has some; late by more than a beat's period is what must not be.
         if follower.error is not None:
             raise AssertionError(f"the events could not be followed: {follower.error}")
-        late.append(max(0.0, lateness(follower.ticks(begin), 0.5)))
+        ticks = follower.ticks(begin, end)
+        times = [begin, *sorted(ticks.values()), end]
+        silence = max(after - before for before, after in itertools.pairwise(times))
+        late.append(max(0.0, silence - 0.5, lateness(ticks, 0.5) if ticks else 0.0))
     finally:
         yard.call_back()
         agent.cleanup()
