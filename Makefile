@@ -16,8 +16,13 @@ demo: $(READY) ## Run the real agent on this host for half a minute and show wha
 	@$(BIN)/python -m tests.demo
 
 .PHONY: test
-test: $(READY) $(VENV)/.etcd-debian ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
+test: $(READY) $(VENV)/.etcd-debian $(VENV)/.promtool ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
 	@$(BIN)/pytest $(ARGS)
+
+.PHONY: test-kafka
+test-kafka: $(READY) ## Run the tests that need Apache Kafka: fetch it with Maven (once), start brokers on loopback (Java 17)
+	@$(BIN)/python -m tests.kafka.fetch
+	@GARRISON_KAFKA=1 $(BIN)/pytest tests/kafka $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Measure the agent beside its peers and print a table (root; a quarter of an hour; ARGS="killswitch --quick")
@@ -88,4 +93,9 @@ $(READY): requirements/dev.txt pyproject.toml
 # A second release of etcd for the tests that compare; unpacked, not installed, so that no server and no user comes along.
 $(VENV)/.etcd-debian: $(READY)
 	@$(BIN)/python -m tests.etcd.binaries
+	@touch $@
+
+# Reads the alert rules as Prometheus does; unpacked as well.
+$(VENV)/.promtool: $(READY)
+	@$(BIN)/python -m tests.promtool
 	@touch $@

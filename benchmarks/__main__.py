@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import breaking, events, idle, killswitch, restart, start
+from benchmarks import breaking, events, idle, killswitch, restart, shipping, start
 from benchmarks.context import Context
 from benchmarks.report import Report, markdown
 from benchmarks.supervisord import PeerMissingError, install
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "restart": restart.run,
     "idle": idle.run,
     "breaking": breaking.run,
+    "shipping": shipping.run,
 }
 
 

@@ -279,11 +279,39 @@ def _check_endpoint(text: str) -> None:
     parse_endpoint(text)
 
 
+def _check_metrics(text: str) -> None:
+    from garrison.supervisor.metrics.address import parse_address  # only where there is one
+
+    parse_address(text)
+
+
+def _check_textfile(path: str) -> None:
+    _check_path(path)
+    if not path.endswith(".prom") or path.endswith("/.prom"):
+        raise ValueError("node_exporter reads only files whose name ends with .prom")
+
+
+def _check_server(text: str) -> None:
+    from garrison.supervisor.stores.values import check_servers  # only where there is one
+
+    check_servers([text])
+
+
+def _check_topic(text: str) -> None:
+    from garrison.supervisor.stores.values import check_topic  # as above
+
+    check_topic(text)
+
+
 _FORMS: dict[str, Any] = {
     "path": _check_path,
     "hostname": check_hostname,
     "cgroup": _check_cgroup,
     "endpoint": _check_endpoint,
+    "server": _check_server,
+    "topic": _check_topic,
+    "metrics": _check_metrics,
+    "textfile": _check_textfile,
 }
 _PARSERS: dict[str, Any] = {BYTES: units.parse_bytes, SECONDS: units.parse_seconds}
 

@@ -167,7 +167,7 @@ def _type(shape: Shape) -> str:
     if get_origin(shape.bare) is dict:
         return "table of strings" if get_args(shape.bare)[1] is str else "table"
     word = "string" if get_origin(shape.bare) is Literal else words[shape.bare]
-    if shape.extra.get("form") == "path":
+    if shape.extra.get("form") in ("path", "textfile"):
         word = "absolute path"
     return f"{word}, {shape.unit}" if shape.unit else word
 
