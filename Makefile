@@ -57,11 +57,13 @@ wheel: $(READY) ## Build the wheel and the source archive into dist/
 .PHONY: docs
 docs: $(READY) ## Write the generated pages anew
 	@$(BIN)/python -m garrison.supervisor.settings.document docs/configuration.md
+	@$(BIN)/python -m garrison.supervisor.metrics.document docs/metrics.md
 	@$(BIN)/python -m garrison.fleet.cli.reference docs/cli.md
 
 .PHONY: docs-check
 docs-check: $(READY) ## Fail where a generated page is out of date
 	@$(BIN)/python -m garrison.supervisor.settings.document --check docs/configuration.md
+	@$(BIN)/python -m garrison.supervisor.metrics.document --check docs/metrics.md
 	@$(BIN)/python -m garrison.fleet.cli.reference --check docs/cli.md
 
 .PHONY: lock

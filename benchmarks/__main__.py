@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import breaking, events, idle, killswitch, restart, shipping, start
+from benchmarks import breaking, events, idle, killswitch, restart, shipping, spooling, start
 from benchmarks.context import Context
 from benchmarks.report import Report, markdown
 from benchmarks.supervisord import PeerMissingError, install
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "idle": idle.run,
     "breaking": breaking.run,
     "shipping": shipping.run,
+    "spooling": spooling.run,
 }
 
 

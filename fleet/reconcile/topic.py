@@ -13,6 +13,7 @@ IDLE_SECONDS = 30.0
 """How long a broker may give nothing while there is more."""
 POLL_MILLISECONDS = 1000
 POLL_RECORDS = 5000
+CONNECT_MILLISECONDS = 10_000
 
 
 class TopicError(Exception):
@@ -53,6 +54,7 @@ def read_topics(
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=POLL_RECORDS,
+            bootstrap_timeout_ms=CONNECT_MILLISECONDS,
             allow_auto_create_topics=False,
             **security(settings),
         )

@@ -33,6 +33,14 @@ class Backlog(Protocol):
         """Why it cannot take anything now; empty where it can."""
 
     @property
+    def contents(self) -> Shelf:
+        """What is in it."""
+
+
+class Shelf(Protocol):
+    """What is in the spool, as the flow sees it."""
+
+    @property
     def ready(self) -> EventQueue:
         """What was read from it for the sink."""
 
@@ -127,11 +135,11 @@ class Flow:
 
     def _source(self, priority: Priority) -> tuple[EventQueue | None, tuple[Throttle, ...]]:
         spool = self.spool
-        if spool is not None and spool.ready.holds(priority):
-            return spool.ready, (*self._throttles, *([self._pace] if self._pace is not None else []))
+        if spool is not None and spool.contents.ready.holds(priority):
+            return spool.contents.ready, (*self._throttles, *([self._pace] if self._pace is not None else []))
         if not self.queue.holds(priority):
             return None, ()
-        if spool is not None and (spool.blocks(priority) or (self.always and not spool.error)):
+        if spool is not None and (spool.contents.blocks(priority) or (self.always and not spool.error)):
             return None, ()
         return self.queue, self._throttles
 
@@ -164,8 +172,10 @@ class Flow:
             held = self._unstored(now)
         if self.ending or self.always or stalled or self.trouble_since is not None:
             only = PRIORITIES
-        self.stored_at = now
-        return held + self.queue.take(max_bytes, only)
+        gathered = held + self.queue.take(max_bytes, only)
+        # Company is waited for only where there is room for it.
+        self.stored_at = float("-inf") if any(self.queue.holds(priority) for priority in only) else now
+        return gathered
 
     def put_back(self, batches: Sequence[Batch]) -> None:
         """Take back what could not be stored."""
@@ -193,5 +203,7 @@ class Flow:
 
     def _behind(self) -> list[Priority]:
         """Return the priorities whose queued events have to wait for older ones in the spool."""
-        spool = self.spool
-        return [] if spool is None else [name for name in PRIORITIES if self.queue.holds(name) and spool.blocks(name)]
+        if self.spool is None:
+            return []
+        contents = self.spool.contents
+        return [name for name in PRIORITIES if self.queue.holds(name) and contents.blocks(name)]

@@ -34,6 +34,8 @@ PROGRESS_SECONDS = 0.5
 """A sink that has taken nothing for so long makes no progress: waiting for it would help nobody."""
 RETRY_BASE_SECONDS = 0.25
 RETRY_CAP_SECONDS = 15.0
+HURRY_SECONDS = 1.0
+"""How long a sink that was told to give up may take to do so."""
 SPOOL_CLOSE_SECONDS = 2.0
 """How long, at the end, the spool may take to store what the sink did not."""
 
@@ -101,7 +103,7 @@ class Pipeline:
         self._flow = Flow(max_bytes, always=self.always, throttles=throttles, pace=self._pace)
         self._keeper: Keeper | None = None
         if spooling is not None and self._pace is not None:
-            self._keeper = self._flow.spool = Keeper(
+            self._keeper = Keeper(
                 spooling.plan,
                 host,
                 self._flow,
@@ -111,6 +113,7 @@ class Pipeline:
                 self._pace,
                 spooling.on_trouble,
             )
+            self._flow.spool = self._keeper
         self._write_bytes = WRITE_BYTES if self._keeper is None else self._keeper.piece_bytes
         self._suspended = False
         self._closing = False
@@ -140,7 +143,7 @@ class Pipeline:
             self._flow.put(batch)
             if self._keeper is not None:
                 self._keeper.wake(time.monotonic())
-            if not self.always:
+            if not self.always or (self._keeper is not None and self._keeper.error):
                 self._changed.notify_all()
         self.tap.publish(batch)
 
@@ -181,7 +184,7 @@ class Pipeline:
     def idle(self) -> bool:
         """True when nothing is queued, held, spooled or being written."""
         with self._changed:
-            spooled = self._keeper is not None and self._keeper.waiting()
+            spooled = self._keeper is not None and self._keeper.contents.waiting()
             return not (self._flow.queue or self._flow.held or self._flow.busy_since is not None or spooled)
 
     def close(self, seconds: float) -> int:
@@ -199,19 +202,25 @@ class Pipeline:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - time.monotonic()))
-        self._sink.hurry()
         with self._changed:
             self._flow.ending = True
+            if self._keeper is not None:
+                self._keeper.wake(time.monotonic())
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            # What it still confirms need not be sent again after the next start.
+            self._sink.hurry()
+            self._thread.join(HURRY_SECONDS)
         stored = self._keeper is None or self._keeper.close(SPOOL_CLOSE_SECONDS)
         with self._changed:
-            lost = 0 if stored or self._keeper is None else self._keeper.abandon("shutdown")
+            lost = 0 if stored or self._keeper is None else self._keeper.contents.abandon("shutdown")
             return lost + self._flow.drop_all("shutdown")
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 wait = self._prepare()
-                work = list(self._flow.held)
+                work = [] if self._flow.ending else list(self._flow.held)
                 reopen, self._reopen = self._reopen, False
                 finished = not work and self._flow_done(wait)
                 close = self._suspended and not work
@@ -242,7 +251,7 @@ class Pipeline:
                 flow.held.extend(batches)
                 if batches and self._keeper is not None:
                     self._keeper.taken()
-            if flow.held or self._suspended or self._reopen or (self._closing and self._flow_done(soonest)):
+            if flow.held or flow.ending or self._suspended or self._reopen or self._flow_done(soonest):
                 return soonest
             self._changed.wait(soonest)
 
@@ -254,7 +263,9 @@ class Pipeline:
         if flow.ending or wait is not None:
             return True
         # What is on its way through the spool may still come.
-        return not flow.queue and (self._keeper is None or bool(self._keeper.error) or not self._keeper.waiting())
+        return not flow.queue and (
+            self._keeper is None or bool(self._keeper.error) or not self._keeper.contents.waiting()
+        )
 
     def _tend(self, call: Callable[[], None]) -> None:
         """Close or reopen the sink; a failure is shown, and the thread lives on."""
@@ -319,7 +330,7 @@ class Pipeline:
             # Closing does not cut the wait short to nothing: a full disk must not be hammered at the end either.
             self._changed.wait_for(lambda: self._closing, wait)
             if self._closing:
-                self._changed.wait(RETRY_BASE_SECONDS)
+                self._changed.wait_for(lambda: self._flow.ending, RETRY_BASE_SECONDS)
 
 
 class _Ledgers:

@@ -170,6 +170,11 @@ def worker_document(
     return _document(WORKER_ACTION, garrison)
 
 
+def gone_document(name: str, events: dict[str, Any]) -> dict[str, Any]:
+    """Return the document of a worker that is no longer defined, while there is news of its events."""
+    return _document(WORKER_ACTION, {"worker": name, "state": "removed", "events": events})
+
+
 def accounting(ledger: WorkerLedger) -> tuple[dict[str, Any], int]:
     """Return what became of a worker's events, and up to which change of its drop ranges this tells of them.
 

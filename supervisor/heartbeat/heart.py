@@ -17,7 +17,13 @@ from garrison.supervisor.events.books import Books, BooksState
 from garrison.supervisor.events.figures import Figures
 from garrison.supervisor.events.level import Level, judge
 from garrison.supervisor.events.own import MODULE, OwnEvents
-from garrison.supervisor.heartbeat.documents import AgentFacts, accounting, agent_document, worker_document
+from garrison.supervisor.heartbeat.documents import (
+    AgentFacts,
+    accounting,
+    agent_document,
+    gone_document,
+    worker_document,
+)
 from garrison.supervisor.heartbeat.telling import Telling, Told
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.sampler import Sampler, open_files
@@ -103,6 +109,7 @@ class Heart:
         self._arrived = 0
         self._overflows: dict[str, int] = {}
         self._cpu: dict[tuple[str, int], tuple[float, float]] = {}
+        self._gone: dict[str, tuple[int, int, int]] = {}
         self._beat_at = float("-inf")
         self._saved_at = float("-inf")
         own.ledger.on_delivered = self._delivered
@@ -166,6 +173,15 @@ class Heart:
                 percent = _percent(self._cpu.get(key), cpu[key], sample.cpu_percent)
             events, numbers[name] = accounting(worker.ledger)
             documents.append(worker_document(worker, sample, percent, now, events))
+        for name, ledger in sorted(self._books.all().items()):
+            if name in workers or name == MODULE:
+                continue
+            events, number = accounting(ledger)
+            news = events["emitted"], events["delivered"], events["in_flight"]
+            if events["drops"] or self._gone.get(name) != news:
+                self._gone[name] = news
+                numbers[name] = number
+                documents.append(gone_document(name, events))
         facts = self._facts(now, cpu)
         events, numbers[MODULE] = accounting(self._own.ledger)
         document = agent_document(

@@ -176,10 +176,12 @@ class Collector:
             out.add(of.SPOOL_WELL, not spool.error)
 
     def _events(self, out: Exposition, name: str, ledger: WorkerLedger) -> None:
-        out.add(of.EVENTS_EMITTED, ledger.emitted, name)
-        out.add(of.EVENTS_DELIVERED, ledger.delivered, name)
-        out.add(of.EVENTS_IN_FLIGHT, ledger.in_flight, name)
-        for reason, count in told(ledger.dropped).items():
+        # All at one moment: the sink's thread goes on counting, and the sum has to fit.
+        counts = ledger.record()
+        out.add(of.EVENTS_EMITTED, counts.emitted, name)
+        out.add(of.EVENTS_DELIVERED, counts.delivered, name)
+        out.add(of.EVENTS_IN_FLIGHT, counts.emitted - counts.delivered - sum(counts.dropped.values()), name)
+        for reason, count in told(counts.dropped).items():
             out.add(of.EVENTS_DROPPED, count, name, reason)
 
     def _worker(self, out: Exposition, worker: WorkerSupervisor, now: float) -> None:

@@ -52,7 +52,7 @@ class EndpointLimits:
     request_seconds: float = 5.0
     answer_seconds: float = 10.0
     linger_seconds: float = 1.0
-    rate: float = 20.0
+    rate: float = 10.0
     burst: float = 100.0
 
 

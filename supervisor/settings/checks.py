@@ -22,10 +22,13 @@ from garrison.supervisor.settings.schema import (
     Metrics,
     Settings,
     Sink,
+    Spool,
     Store,
     Worker,
 )
 
+AGENT = "agent"
+"""What stands in place of a worker's name where the agent speaks of itself."""
 CONTROL_SOCKET = "control.sock"
 MAX_SOCKET_PATH = 107
 """Longest path of a UNIX socket, bytes: `sun_path` has 108, one of them for the final NUL."""
@@ -89,6 +92,9 @@ def finish_worker(name: str, worker: Worker, key: str, problems: Collector) -> W
         problems.add(
             key, "is no valid worker name", "Use up to 32 lower-case letters, digits, '_' and '-', a letter first"
         )
+        return worker
+    if name == AGENT:
+        problems.add(key, "is the name that the agent's own events bear", "Give the worker another name")
         return worker
     if problems.failed(f"{key}.modules", f"{key}.command"):
         return worker

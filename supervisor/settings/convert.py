@@ -161,9 +161,6 @@ def _choice(shape: Shape, raw: object, key: str, problems: Collector) -> str:
         value = LEVEL_SYNONYMS.get(value.lower(), value.lower())
     if isinstance(value, str) and value in allowed:
         return value
-    later = shape.extra.get("later", {})
-    if isinstance(raw, str) and raw in later:
-        raise _refuse(problems, key, f"is {show(raw)}, but {later[raw]}")
     if isinstance(raw, str):
         what = f"is {show(raw)}; allowed is {', '.join(allowed)}"
         near = nearest(raw, allowed)
@@ -325,11 +322,6 @@ def _length(shape: Shape, length: int, noun: str, key: str, problems: Collector)
 
 def _unknown(name: str, settings: dict[str, Setting], table: str, problems: Collector) -> None:
     key = f"{table}.{join(name)}" if table else join(name)
-    for setting in settings.values():
-        later = setting.shape.extra.get("later", {})
-        if name in later:
-            problems.add(key, f"cannot be used: {later[name]}")
-            return
     within = [
         f"{table}.{setting.name}".lstrip(".")
         for setting in settings.values()

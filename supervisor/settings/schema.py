@@ -638,12 +638,12 @@ class KafkaSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float,
         Meta(
             ge=0,
-            le=60,
+            le=5,
             description="How long events wait for company where few come, counted from the last request. Alerts and "
             "state do not wait.",
             extra={"unit": SECONDS},
         ),
-    ] = 0.5
+    ] = 1.0
     timeout_seconds: Annotated[
         float,
         Meta(
@@ -706,8 +706,8 @@ class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=64 * GIB,
-            description="Most disk space of database and log together, at least 1 MiB. In a full spool the oldest of the "
-            "least important events make room and are counted. 0: no spool.",
+            description="Most disk space of database and log together, at least 1 MiB. In a full spool the oldest of "
+            "the least important events make room and are counted. 0: no spool.",
             extra={"unit": BYTES, "restart": True},
         ),
     ] = 64 * MIB
@@ -724,9 +724,9 @@ class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     durability: Annotated[
         Literal["outage", "always"],
         Meta(
-            description="`outage`: events go to the spool only while the sink cannot take them; what is in memory is lost "
-            "with the agent, and counted. `always`: every event is on the disk before the worker hears that it is safe, "
-            "which costs a write and a sync of the disk up to 20 times a second.",
+            description="`outage`: events go to the spool only while the sink cannot take them; what is in memory is "
+            "lost with the agent, and counted. `always`: every event is on the disk before the worker hears that it is "
+            "safe, which costs a write and a sync of the disk up to 20 times a second.",
             extra={"restart": True},
         ),
     ] = "outage"
@@ -735,9 +735,9 @@ class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=4096,
             le=GIB,
-            description="How fast the spool is emptied when the sink is back, beside what comes in meanwhile. Alerts and "
-            "state are not held up by this.",
-            extra={"unit": "bytes per second", "restart": True},
+            description="How fast the spool is emptied when the sink is back, in a second, beside what comes in "
+            "meanwhile. Alerts and state are not held up by this.",
+            extra={"unit": BYTES, "restart": True},
         ),
     ] = MIB
     drain_spread_seconds: Annotated[
@@ -826,24 +826,24 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=0,
             le=GIB,
-            description="Bytes of events that leave the host, before compression, on average, the spool's backlog "
-            "included; a burst of two seconds passes. Alerts and state go ahead of the rest, which then gets less. "
-            "What is above waits in queue and spool. 0: no limit. It does not hold for the file sink.",
-            extra={"unit": "bytes per second"},
+            description="Most events that leave the host in a second, before compression, on average, the spool's "
+            "backlog included; a burst of two seconds passes. Alerts and state go ahead of the rest, which then gets "
+            "less. What is above waits in queue and spool. 0: no limit. It does not hold for the file sink.",
+            extra={"unit": BYTES},
         ),
     ] = 4 * MIB
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the agent says about itself and its workers at regular intervals: [events.md](events.md#heartbeats)."""
+    """What the agent says at regular intervals about itself and its workers: [events.md](events.md#heartbeats)."""
 
     seconds: Annotated[
         float,
         Meta(
             ge=1,
             le=3600,
-            description="Time between two heartbeats; each host begins at its own moment. The key `master` of the store "
-            "goes before this.",
+            description="Time between two heartbeats; each host begins at its own moment. The key `master` of the "
+            "store goes before this.",
             extra={"unit": SECONDS},
         ),
     ] = 60.0

@@ -25,8 +25,8 @@ class Refused(NamedTuple):
     reason: str
 
     @property
-    def count(self) -> int:
-        """How many events."""
+    def events(self) -> int:
+        """How many they are."""
         return self.last - self.first + 1
 
 

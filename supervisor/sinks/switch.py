@@ -66,6 +66,7 @@ class SwitchSink(Sink):
     def hurry(self) -> None:
         """As `Sink.hurry`; holds for every later sink too."""
         self._hurried = True
+        self._sink.hurry()
 
     def _current(self) -> Sink:
         wanted = self._wanted

@@ -20,9 +20,9 @@ def set_aside(path: str) -> str:
     """
     numbers = sorted(_numbers(path))
     while len(numbers) >= KEPT:
-        _remove(f"{path}{SUFFIX}{numbers.pop(0)}")
+        remove(f"{path}{SUFFIX}{numbers.pop(0)}")
     name = f"{path}{SUFFIX}{numbers[-1] + 1 if numbers else 1}"
-    _remove(name)
+    remove(name)
     # The log first: a database without its log is an older one, a log beside a new database would be a trap.
     for side in reversed(SIDE_FILES):
         with contextlib.suppress(FileNotFoundError):
@@ -48,7 +48,12 @@ def _numbers(path: str) -> list[int]:
     return [int(number) for number in found if number.isascii() and number.isdecimal() and len(number) < 10]
 
 
-def _remove(name: str) -> None:
+def remove(name: str) -> None:
+    """Remove a database and what belongs to it.
+
+    Raises:
+        OSError: It could not be removed.
+    """
     for side in SIDE_FILES:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name + side)

@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from garrison.ipc.messages import PRIORITIES, Priority
 from garrison.supervisor.events.queue import Batch
@@ -63,6 +63,7 @@ class SpoolFile:
         if not os.path.exists(path):
             self._check_disk()
         self._db = connect(path, self._room, sync=sync)
+        self._identity = _identity(path)
         self.rows: Counter[Priority] = Counter()
         self.events: Counter[str] = Counter()
         try:
@@ -115,6 +116,7 @@ class SpoolFile:
         """
         packed = [_pack(batch) for batch in batches]
         if packed:
+            self._check_there()
             self._check_disk()
         written = Written()
         rows, events = self.rows.copy(), self.events.copy()
@@ -272,6 +274,11 @@ class SpoolFile:
                 with explained(self._path):
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def _check_there(self) -> None:
+        """Notice a file that was removed: what goes there would be gone with this process."""
+        if _identity(self._path) != self._identity:
+            raise SpoolError("corrupt", f"the spool {self._path} was removed or replaced by somebody else")
+
     def _check_disk(self) -> None:
         try:
             found = os.statvfs(os.path.dirname(self._path) or ".")
@@ -284,18 +291,26 @@ class SpoolFile:
             raise SpoolError("full", f"{text} {self._keep_free} to others; free space there or set [spool] path")
 
 
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _pack(batch: Batch) -> _Packed:
     raw, checksum, data = pack(batch.data)
     pages = room.pages_for(len(data) + len(batch.worker) + len(batch.about) + room.ROW_BYTES)
     return _Packed(batch, PRIORITIES.index(batch.priority), pages, raw, checksum, data)
 
 
-def _unpack(priority: Priority, row: tuple[object, ...], make: Callable[[Restored], Batch]) -> Batch | Loss:
+def _unpack(priority: Priority, row: tuple[Any, ...], make: Callable[[Restored], Batch]) -> Batch | Loss:
     number, worker, about, epoch, first, count, raw, checksum, kept = row
     data = unpack(raw, checksum, kept)
     names = isinstance(worker, str) and isinstance(about, str)
     numbers = all(isinstance(value, int) for value in (epoch, first, count))
     if data is None or not names or not numbers or data.count(b"\n") != count:
-        found = (value if isinstance(value, int) else 0 for value in (epoch, first, count))
-        return Loss(priority, number, str(worker), *found)  # type: ignore[arg-type]  # a rowid is a number
-    return make(Restored(priority, *row[:6], data))  # type: ignore[arg-type]  # as checked
+        epoch, first, count = (value if isinstance(value, int) else 0 for value in (epoch, first, count))
+        return Loss(priority, number, str(worker), epoch, first, count)
+    return make(Restored(priority, number, worker, about, epoch, first, count, data))

@@ -7,10 +7,10 @@ be read is set aside and begun anew.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ from garrison.ipc.pacing import backoff
 from garrison.supervisor.events.figures import SpoolFigures
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.events.pacing import DrainPace
-from garrison.supervisor.events.queue import Batch, EventQueue
-from garrison.supervisor.spool.aside import set_aside
+from garrison.supervisor.events.queue import Batch
+from garrison.supervisor.spool.aside import remove, set_aside
+from garrison.supervisor.spool.contents import Contents
 from garrison.supervisor.spool.errors import SpoolError
-from garrison.supervisor.spool.records import Confirmed, Held, Loss, Restored, Written
+from garrison.supervisor.spool.records import Confirmed, Held, Written
 from garrison.supervisor.spool.room import share
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 READ_BYTES = 1024 * 1024
 """Most that is read ahead for the sink."""
 READ_SHARE = 8
-"""Divisor of the spool's bound for the same: what is in the sink's hands cannot make room for what is more important."""
+"""Divisor of the spool's bound for the same: what the sink has in its hands makes no room for what matters more."""
 CONFIRM_SECONDS = 0.5
 """How long the removal of what was confirmed may wait for company; what a crash leaves of it is sent twice."""
 IDLE_SECONDS = 10.0
@@ -67,7 +68,7 @@ class Keeper:
 
     Attributes:
         error: Why nothing can be stored now; empty where it can.
-        ready: What was read for the sink *(locked)*.
+        contents: What is in it *(locked)*.
         progress_at: When something was stored last, monotonic seconds.
         piece_bytes: Most that the sink should have in its hands.
     """
@@ -84,14 +85,13 @@ class Keeper:
         on_trouble: Callable[[str], None],
     ) -> None:
         self.error = ""
-        self.ready = EventQueue(2**62)
+        self.contents = Contents(ledger_of)
         self.progress_at = float("-inf")
         self._plan = plan
         self._host = host
         self._flow = flow
         self._wakeup = threading.Condition(lock)
         self._changed = changed
-        self._ledger_of = ledger_of
         self._pace = pace
         self._on_trouble = on_trouble
         self.piece_bytes = min(READ_BYTES, plan.max_bytes // READ_SHARE)
@@ -99,12 +99,7 @@ class Keeper:
         self._expected = False
         self._begun = False
         self._fitted = False
-        self._storing: list[Batch] = []
-        self._unread: Counter[Priority] = Counter()
-        self._after: dict[Priority, int] = {}
-        self._confirmed = Confirmed()
         self._confirmed_at = 0.0
-        self._spans: dict[tuple[str, int, Priority], tuple[int, int]] = {}
         self._shrink_at: float | None = None
         self._failures = 0
         self._retry_at = float("-inf")
@@ -139,31 +134,13 @@ class Keeper:
             self._comes_at = at
             self._wakeup.notify_all()
 
-    def blocks(self, priority: Priority) -> bool:
-        """Whether events of a priority are here that must go to the sink before newer ones *(locked)*."""
-        return (
-            self._unread[priority] > 0
-            or self.ready.holds(priority)
-            or any(batch.priority == priority for batch in self._storing)
-        )
-
-    def waiting(self) -> bool:
-        """Whether anything is here that the sink was not offered yet *(locked)*."""
-        return bool(self.ready) or bool(self._storing) or self._unread.total() > 0
-
-    def confirm(self, row: Batch | Loss) -> None:
-        """Note that a stored batch is done with: its row can go *(locked)*."""
-        if not self._confirmed:
+    def confirm(self, batch: Batch) -> None:
+        """Note that the sink has taken a stored batch: its row can go *(locked)*."""
+        if not self.contents.confirmed:
             self._confirmed_at = time.monotonic()
             self._comes_at = float("-inf")
             self._wakeup.notify_all()
-        self._confirmed.add(row)
-        key = row.worker, row.epoch, row.priority
-        _first, last = self._spans.get(key, (0, 0))
-        if row.last < last:
-            self._spans[key] = row.last + 1, last
-        else:
-            self._spans.pop(key, None)
+        self.contents.confirm(batch)
 
     def taken(self) -> None:
         """Note that the sink has taken something of what is ready *(locked)*."""
@@ -172,7 +149,7 @@ class Keeper:
 
     def figures(self) -> SpoolFigures:
         """Return how full it is, as of its last change *(locked)*."""
-        events = max(0, self._events - self._confirmed.events.total())
+        events = max(0, self._events - self.contents.confirmed.events.total())
         return SpoolFigures(self._size, self._plan.max_bytes, events, self.error)
 
     def close(self, seconds: float) -> bool:
@@ -186,15 +163,6 @@ class Keeper:
             return True
         self._thread.join(seconds)
         return not self._thread.is_alive()
-
-    def abandon(self, reason: str) -> int:
-        """Give up what a disk that hangs has not taken; returns the number of events *(locked)*."""
-        lost = 0
-        for batch in self._storing:
-            if not batch.done:
-                lost += batch.count
-                batch.drop(reason)
-        return lost
 
     # The thread
 
@@ -230,11 +198,13 @@ class Keeper:
             self._comes_at = float("inf") if at is None else at
             self._wakeup.wait(None if at is None else at - now)
         self._comes_at = float("-inf")
-        store_at = self._flow.store_at(now)
-        if store_at is not None and store_at <= now:
-            self._storing = self._flow.gather(share(self._plan.max_bytes).transaction_bytes, now)
-        confirmed, self._confirmed = self._confirmed, Confirmed()
-        return self._storing, confirmed, dict(self._after)
+        contents, confirmed = self.contents, Confirmed()
+        if now >= self._retry_at:
+            store_at = self._flow.store_at(now)
+            if store_at is not None and store_at <= now:
+                contents.storing = self._flow.gather(share(self._plan.max_bytes).transaction_bytes, now)
+            confirmed, contents.confirmed = contents.confirmed, Confirmed()
+        return contents.storing, confirmed, dict(contents.after)
 
     def _due(self, now: float) -> float | None:
         """Return when there is something to do, monotonic seconds; None: nothing is to be expected *(locked)*."""
@@ -242,35 +212,39 @@ class Keeper:
         store_at = self._flow.store_at(now)
         if store_at is not None:
             times.append(store_at)
-        if self._confirmed:
+        if self.contents.confirmed:
             times.append(now if self._ended else self._confirmed_at + CONFIRM_SECONDS)
         if not self._ended:
-            if self._wants_reading() or (self._expected and self._file is None):
+            if self._expected and self._file is None:
                 times.append(now)
             if self._shrink_at is not None:
                 times.append(self._shrink_at)
-        return max(min(times), self._retry_at) if times else None
+        at = max(min(times), self._retry_at) if times else None
+        if self._file is not None and self._wants_reading() and not self._ended:
+            at = now  # a disk that is full can be read
+        return at
 
     def _wants_reading(self) -> bool:
         away = self._flow.trouble_since is not None and bool(self._flow.held)
-        return self._unread.total() > 0 and not away and self.ready.bytes < self.piece_bytes // 2
+        return self.contents.unread.total() > 0 and not away and self.contents.ready.bytes < self.piece_bytes // 2
 
     def _turn(self, batches: list[Batch], confirmed: Confirmed, pinned: dict[Priority, int]) -> None:
+        opened = self._file is None
         file = self._file if self._file is not None else self._open()
-        if not self._fitted:
+        if not self._fitted and time.monotonic() >= self._retry_at:
             lost = file.fit()
             with self._wakeup:
                 self._fitted = True
-                self._gave_up(lost)
+                self.contents.gave_up(lost)
         written = file.write(batches, confirmed, pinned) if batches or confirmed else None
         with self._wakeup:
             if written is not None:
                 self._wrote(written)
-            wants, after = self._wants_reading() and not self._ended, dict(self._after)
+            wants, after = self._wants_reading() and not self._ended, dict(self.contents.after)
         if wants:
-            found = file.read(after, self.piece_bytes, self._restore)
+            found = file.read(after, self.piece_bytes, self.contents.restore)
             with self._wakeup:
-                self._found(found)
+                self.contents.found(found)
         if self._shrink_at is not None and time.monotonic() >= self._shrink_at:
             self._shrink_at = None
             file.shrink()
@@ -278,11 +252,15 @@ class Keeper:
         with self._wakeup:
             self._size, self._events = size, file.events.total()
             if written is not None:
-                empty = not (self._events or self.waiting())
+                empty = not (self._events or self.contents.waiting())
                 self._shrink_at = time.monotonic() + IDLE_SECONDS if empty else None
-            self._failures, self._retry_at = 0, float("-inf")
+            news = False
+            if opened or written is not None:
+                self._failures, self._retry_at = 0, float("-inf")
+                news = self._note("")
             self._changed()
-        self._say("")
+        if news:
+            self._on_trouble("")
 
     def _open(self) -> SpoolFile:
         # Here and not above: what SQLite costs, only an agent that uses it pays.
@@ -292,71 +270,25 @@ class Keeper:
         file = SpoolFile(plan.path, plan.max_bytes, plan.keep_free, sync=plan.always)
         last, held = (0, {}) if self._begun else (file.last_order(), file.held())
         with self._wakeup:
-            self._unread = file.rows_after(self._after)
+            self.contents.unread = file.rows_after(self.contents.after)
             if not self._begun:
                 self._begun = True
-                self._spans = {key: (found.first, found.last) for key, found in held.items()}
+                self.contents.begin(held)
                 self._flow.follow(last)
-                if self._unread.total():
+                if self.contents.unread.total():
                     self._pace.begin(time.monotonic())
             self._file, self._fitted, self._expected = file, False, True
             self._size, self._events = file.size(), file.events.total()
         return file
 
     def _wrote(self, written: Written) -> None:
+        """Note what a transaction has done *(locked)*."""
         now = time.monotonic()
-        self._storing = []
-        self._gave_up(written.lost)
-        held = set(map(id, self._flow.held))
-        for batch in written.refused:
-            if id(batch) in held:
-                self._flow.hold_off(now)
-            elif not batch.done:
-                batch.drop("spool_full")
+        if self.contents.wrote(written, self._flow.held):
+            self._flow.hold_off(now)
         for batch in written.stored:
-            batch.stored = True
             self._pace.arrived(batch.size, now)
-            if batch.done or id(batch) in held:
-                # It never was behind anything here: the sink had it before.
-                self._after[batch.priority] = max(self._after.get(batch.priority, 0), batch.order)
-                if batch.done:
-                    self.confirm(batch)
-            else:
-                self._unread[batch.priority] += 1
-            if not batch.done:
-                key = batch.worker, batch.epoch, batch.priority
-                self._spans[key] = self._spans.get(key, (batch.first, 0))[0], batch.last
-            batch.settle()
-        if written.stored:
             self.progress_at = now
-
-    def _found(self, found: list[Batch | Loss]) -> None:
-        for item in found:
-            self._after[item.priority] = item.order
-            self._unread[item.priority] -= 1
-            if isinstance(item, Batch):
-                item.stored = True
-                self.ready.put(item)
-            else:
-                self.confirm(item)
-                self._drop(item, "spool_corrupt")
-        if not found:
-            self._unread.clear()  # whatever it was that we counted
-
-    def _restore(self, row: Restored) -> Batch:
-        ledger = self._ledger_of(row.worker)
-        return Batch(
-            row.worker, ledger, row.priority, row.count, row.data, row.about, row.epoch, row.first, order=row.order
-        )
-
-    def _gave_up(self, losses: list[Loss]) -> None:
-        for loss in losses:
-            self._unread[loss.priority] -= 1
-            self._drop(loss, "spool_full")
-
-    def _drop(self, loss: Loss, reason: str) -> None:
-        ledger = self._ledger_of(loss.worker)
-        Batch(loss.worker, ledger, loss.priority, loss.count, b"", "", loss.epoch, loss.first).drop(reason)
 
     # Trouble
 
@@ -369,23 +301,39 @@ class Keeper:
         if error.kind != "full" and file is not None:
             file.close()
         with self._wakeup:
-            self._storing = []
+            self.contents.storing = []
             self._flow.put_back(batches)
-            confirmed.merge(self._confirmed)
-            self._confirmed = confirmed
+            confirmed.merge(self.contents.confirmed)
+            self.contents.confirmed = confirmed
+            if error.kind == "full" and file is not None and not file.events - confirmed.events:
+                # Nothing in it is needed any more, and that cannot even be written down.
+                self._begin_anew(file)
             if error.kind != "full":
                 # What cannot be read now must not hold up what comes after it.
                 self._file = None
-                self._unread.clear()
+                self.contents.unread.clear()
             if error.kind == "corrupt":
-                self._forget()
+                self._flow.queue.put_back(self.contents.lost(self._flow.held))
+                self._events = self._size = 0
             wait = backoff(
                 self._failures, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, identity=(self._host, "spool")
             )
             self._failures += 1
             self._retry_at = time.monotonic() + wait
+            # Before anybody is told to look again: it decides who may go past the spool.
+            news = self._note(text)
             self._changed()
-        self._say(text)
+        if news:
+            self._on_trouble(text)
+
+    def _begin_anew(self, file: SpoolFile) -> None:
+        """Remove a file of which everything was delivered *(locked)*."""
+        file.close()
+        self._file, self._expected = None, True
+        self.contents.emptied()
+        self._events = self._size = 0
+        with contextlib.suppress(OSError):
+            remove(self._plan.path)
 
     def _set_aside(self) -> str:
         if self._file is not None:
@@ -396,22 +344,7 @@ class Keeper:
             return f"it cannot be set aside: {error.strerror or error}"
         return f"it is now {name}"
 
-    def _forget(self) -> None:
-        """Book what was in a file that is lost; what was read from it is still here, in memory *(locked)*."""
-        ready = self.ready.take(2**62)
-        for batch in (*self._flow.held, *ready):
-            if batch.stored:
-                batch.stored = False
-                self.confirm(batch)
-        self._flow.queue.put_back(ready)
-        self._confirmed = Confirmed()
-        spans, self._spans = self._spans, {}
-        for (worker, epoch, priority), (first, last) in spans.items():
-            # Numbers between them that were never here are on the books already, and are not counted again.
-            self._drop(Loss(priority, 0, worker, epoch, first, last - first + 1), "spool_corrupt")
-        self._events = self._size = 0
-
-    def _say(self, error: str) -> None:
-        if error != self.error:
-            self.error = error
-            self._on_trouble(error)
+    def _note(self, error: str) -> bool:
+        """Take note of what is wrong now *(locked)*; returns whether that is news."""
+        news, self.error = error != self.error, error
+        return news

@@ -14,17 +14,18 @@ class Held(NamedTuple):
     """Events of one process and priority that are in the spool.
 
     Attributes:
-        count: How many.
+        events: How many.
         first: The lowest sequence number.
         last: The highest.
     """
 
-    count: int
+    events: int
     first: int
     last: int
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Loss:
     """A row that was given up: `count` events from the sequence number `first` on."""
 
     priority: Priority
@@ -40,7 +41,8 @@ class Loss(NamedTuple):
         return self.first + self.count - 1
 
 
-class Restored(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Restored:
     """A row as it was stored."""
 
     priority: Priority

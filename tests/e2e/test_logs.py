@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ pytestmark = needs_cgroups
 
 Make = Callable[..., RunningAgent]
 QUIET = f'[workers.quiet]\nmodules = ["{module("quiet", "Quiet")}"]\n'
-TALKER = f'[workers.talker]\nmodules = ["{module("talker", "Talker")}"]\n'
+GOSSIP = f'[workers.gossip]\nmodules = ["{module("gossip", "Gossip")}"]\n'
 LINE = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (debug|info|notice|warning|err|crit|alert|emerg) [\w.\\-]+: [^\x00-\x1f\x7f-\x9f]*"
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (debug|info|notice|warning|err|crit|alert|emerg) "
+    r"[\w.\\-]+: [^\x00-\x1f\x7f-\x9f]*"
 )
 
 
@@ -38,27 +40,25 @@ def levels(agent: RunningAgent, source: str) -> set[str]:
     """Return the levels of the lines that come from a source from now on, for at least ten of them or two seconds."""
     before = len(lines(agent))
     agent.garrison("status")
-    try:
+    with suppress(AssertionError):  # it may well be silent
         until(lambda: sum(f" {source}: " in line for line in lines(agent)[before:]) >= 10, "it talks", 3)
-    except AssertionError:
-        pass  # it may well be silent
     return {line.split(" ")[1] for line in lines(agent)[before:] if f" {source}: " in line}
 
 
 def test_the_level_of_one_worker_changes_while_it_runs(make_agent: Make) -> None:
-    agent = make_agent(TALKER + QUIET)
+    agent = make_agent(GOSSIP + QUIET)
     agent.start()
-    pid = agent.wait_worker("talker", state="running")["pid"]
-    key = "server/config/web1/worker/talker/log_level"
-    until(lambda: any(" warning worker.talker: shout" in line for line in lines(agent)), "it talks")
-    assert levels(agent, "worker.talker") == {"info", "warning"}
+    pid = agent.wait_worker("gossip", state="running")["pid"]
+    key = "server/config/web1/worker/gossip/log_level"
+    until(lambda: any(" warning worker.gossip: shout" in line for line in lines(agent)), "it talks")
+    assert levels(agent, "worker.gossip") == {"info", "warning"}
     for level, expected in (("debug", {"debug", "info", "warning"}), ("warning", {"warning"}), ("crit", set())):
         agent.put(key, level)
-        agent.wait_worker("talker", desired="start")
-        until(lambda expected=expected: levels(agent, "worker.talker") == expected, f"only {expected}", 60)
+        agent.wait_worker("gossip", desired="start")
+        until(lambda expected=expected: levels(agent, "worker.gossip") == expected, f"only {expected}", 60)
     agent.delete(key)
-    until(lambda: levels(agent, "worker.talker") == {"info", "warning"}, "the file's again", 60)
-    assert agent.worker("talker")["pid"] == pid
+    until(lambda: levels(agent, "worker.gossip") == {"info", "warning"}, "the file's again", 60)
+    assert agent.worker("gossip")["pid"] == pid
     assert not any(" debug worker.quiet: " in line for line in lines(agent))
     assert all(LINE.fullmatch(line) for line in lines(agent))
     assert any(r"innocent\n2030-01-01" in line for line in lines(agent))
@@ -97,19 +97,16 @@ def test_a_flood_of_lines_from_five_workers_keeps_lines_whole_files_bounded_and_
         assert any(f" worker.flood{number}" in line for line in seen)
     assert agent.stop() == 0
     assert all(LINE.fullmatch(line) for line in lines(agent))
-    for number in range(5):
-        # The agent's own lines about them, and theirs, come from their own sources and no other.
-        assert not any(" emerg agent: forged" in line.split(": ", 1)[0] for line in lines(agent)), number
 
 
 def test_a_log_folder_that_is_removed_comes_back(make_agent: Make) -> None:
-    agent = make_agent(TALKER)
+    agent = make_agent(GOSSIP)
     agent.start()
-    agent.wait_worker("talker", state="running")
+    agent.wait_worker("gossip", state="running")
     until(lambda: lines(agent), "there is a log")
     shutil.rmtree(agent.folder / "log")
     until(lambda: len(lines(agent)) > 3, "there is one again", 60)
-    agent.wait_event(event__action="worker-stopped") if agent.garrison("stop", "talker").returncode else None
+    assert agent.garrison("stop", "gossip").returncode == 0
     until(lambda: list((agent.folder / "log").glob("events.*")), "and the events' files too", 60)
     assert all(LINE.fullmatch(line) for line in lines(agent))
 
@@ -119,10 +116,10 @@ def test_a_full_disk_under_the_log_stops_nothing_and_is_told_afterwards(make_age
     try:
         with tmpfs(disk, 512 * 1024):
             more = f'[sink.file]\npath = "{tmp_path}/events.ndjson"\n'
-            agent = make_agent(TALKER, more=more)
+            agent = make_agent(GOSSIP, more=more)
             agent.config.write_text(agent.config.read_text().replace(f"{agent.folder}/log", f"{disk}/log"))
             agent.start()
-            agent.wait_worker("talker", state="running")
+            agent.wait_worker("gossip", state="running")
             (disk / "ballast").write_bytes(b"")
             with open(disk / "ballast", "ab", buffering=0) as ballast:
                 try:
@@ -130,7 +127,7 @@ def test_a_full_disk_under_the_log_stops_nothing_and_is_told_afterwards(make_age
                         ballast.write(b"x" * 4096)
                 except OSError:
                     until(lambda: "the log files cannot be written" in agent.errors(), "it is said", 60)
-            assert agent.worker("talker")["state"] == "running"
+            assert agent.worker("gossip")["state"] == "running"
             assert agent.garrison("status").returncode == 0
             (disk / "ballast").unlink()
             until(lambda: "the log files can be written again" in agent.errors(), "it goes on", 60)
@@ -142,13 +139,13 @@ def test_a_full_disk_under_the_log_stops_nothing_and_is_told_afterwards(make_age
 
 
 def test_files_and_their_size_follow_the_settings_at_run_time(make_agent: Make) -> None:
-    agent = make_agent(TALKER, more="[log]\nfiles = false\n")
+    agent = make_agent(GOSSIP, more="[log]\nfiles = false\n")
     agent.start()
-    agent.wait_worker("talker", state="running")
+    agent.wait_worker("gossip", state="running")
     assert lines(agent) == []
 
     def reload(log: str) -> None:
-        agent.write_config(TALKER, more=f"[log]\n{log}\n")
+        agent.write_config(GOSSIP, more=f"[log]\n{log}\n")
         os.kill(agent.pid, signal.SIGHUP)
 
     reload("")
@@ -167,9 +164,9 @@ def until_more(agent: RunningAgent, number: int) -> bool:
 
 
 def test_warnings_become_events_where_that_is_wanted(make_agent: Make) -> None:
-    agent = make_agent(TALKER, more="[log]\nevents = true\n")
+    agent = make_agent(GOSSIP, more="[log]\nevents = true\n")
     agent.start()
-    event = agent.wait_event(event__action="log", log__logger="worker.talker")
+    event = agent.wait_event(event__action="log", log__logger="worker.gossip")
     assert event["log"]["level"] == "warning"
     assert event["event"]["kind"] == "event"
     assert event["agent"]["worker"] == "agent"
@@ -180,11 +177,11 @@ def test_warnings_become_events_where_that_is_wanted(make_agent: Make) -> None:
         60,
     )
     assert left_out[0]["garrison"]["lines_left_out"] > 0
-    agent.write_config(TALKER)
+    agent.write_config(GOSSIP)
     os.kill(agent.pid, signal.SIGHUP)
     until(lambda: "configuration was reloaded" in agent.errors(), "it is read")
     count = sum(e["event"]["action"] == "log" for e in agent.events())
-    until(lambda: sum(" warning worker.talker: " in line for line in lines(agent)) > 80, "it talks on", 60)
+    until(lambda: sum(" warning worker.gossip: " in line for line in lines(agent)) > 80, "it talks on", 60)
     assert sum(e["event"]["action"] == "log" for e in agent.events()) <= count + 1
 
 

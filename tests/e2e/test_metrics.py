@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from pathlib import Path
 
 from garrison.supervisor.metrics import catalogue
 from tests.e2e._agent import RunningAgent, alive, module, needs_cgroups, until
-from tests.e2e._metrics import free_port, parse, scrape_text, value
+from tests.e2e._etcd_agent import store_toml
+from tests.e2e._metrics import Series, free_port, parse, scrape_text, value
+from tests.etcd.cluster import Cluster
 
 pytestmark = needs_cgroups
 
@@ -24,7 +28,6 @@ CRASHER = f'[workers.crasher]\nmodules = ["{module("crasher", "Crasher")}"]\n'
 CONDITIONAL = {
     catalogue.STORE_REGISTERED,  # with etcd
     catalogue.EVENTS_DROPPED,  # once something was
-    *(catalogue.SPOOL_BYTES, catalogue.SPOOL_LIMIT, catalogue.SPOOL_EVENTS, catalogue.SPOOL_WELL),  # with a spool
 }
 
 
@@ -88,6 +91,25 @@ def test_counters_only_grow_and_the_killswitch_shows(make_agent: Make) -> None:
             assert number >= before[key], key
 
 
+def test_with_etcd_the_registration_shows_and_drops_are_told_by_reason(make_agent: Make, etcd: Cluster) -> None:
+    port = free_port()
+    talker = f'[workers.talker]\nmodules = ["{module("talker", "Talker")}"]\n'
+    talker += "[workers.talker.budget]\nevents_per_second = 1\n"
+    agent = make_agent(talker, more=store_toml(etcd) + f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
+    agent.start()
+
+    def look() -> Series | None:
+        series = parse(scrape_text(port))
+        found = series.get(("garrison_events_dropped_total", (("reason", "rate_limit"), ("worker", "talker"))), 0)
+        return series if found and value(series, "store_registered") else None
+
+    series = until(look, "it is registered, and events were dropped", 60)
+    assert value(series, "store_connected") == 1
+    assert value(series, "store_revision") > 0
+    infos = [dict(labels) for name, labels in series if name == "garrison_store_info"]
+    assert [info["backend"] for info in infos] == ["etcd"]
+
+
 def test_both_ways_out_follow_the_settings_at_run_time(make_agent: Make, tmp_path: Path) -> None:
     one, two, prom = free_port(), free_port(), tmp_path / "garrison.prom"
     agent = make_agent(QUIET)
@@ -132,6 +154,27 @@ def test_an_address_that_is_taken_is_a_problem_and_no_obstacle(make_agent: Make,
     assert parse(scrape_text(port))
 
 
+def test_a_unix_socket_is_for_a_group_that_is_there(make_agent: Make) -> None:
+    group = grp.getgrgid(os.getgid()).gr_name
+    agent = make_agent(QUIET, more='[metrics]\nlisten = "@/run/m.sock"\nsocket_group = "no-such-group"\n')
+    agent.start()
+    until(lambda: "no-such-group" in " ".join(agent.status()["agent"]["problems"]), "it says what is wrong")
+    path = agent.folder / "run" / "m.sock"
+    assert not path.exists()
+    agent.write_config(QUIET, more=f'[metrics]\nlisten = "@/run/m.sock"\nsocket_group = "{group}"\n')
+    os.kill(agent.pid, signal.SIGHUP)
+    until(lambda: path.exists() and stat.S_IMODE(path.stat().st_mode) == 0o660, "it is there, for the group")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(30)
+        sock.connect(str(path))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b"".join(iter(lambda: sock.recv(65536), b"")).partition(b"\r\n\r\n")[2].decode()
+    assert value(parse(text), "killswitch_engaged") == 0
+    assert agent.status()["agent"]["problems"] == []
+    assert agent.stop() == 0
+    assert not path.exists()
+
+
 def test_a_siege_of_the_endpoint_costs_the_agent_little_and_the_killswitch_nothing(make_agent: Make) -> None:
     """Slow clients on every place, garbage, and as many scrapes as come: a kill still works at once."""
     port = free_port()
@@ -157,7 +200,7 @@ def test_a_siege_of_the_endpoint_costs_the_agent_little_and_the_killswitch_nothi
         thread.start()
     try:
         fds = until(lambda: len(os.listdir(f"/proc/{agent.pid}/fd")), "its descriptors can be counted")
-        until(lambda: agent.status(), "it answers")
+        until(agent.status, "it answers")
         time.sleep(3)
         assert len(os.listdir(f"/proc/{agent.pid}/fd")) <= fds + 10
         assert agent.garrison("kill", "--reason", "siege").returncode == 0

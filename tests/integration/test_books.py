@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from garrison.supervisor.events import journal
 from garrison.supervisor.events.books import MAX_LEDGERS, Books, BooksState
 from garrison.supervisor.events.journal import SLOT_BYTES, Journal
 from garrison.supervisor.events.ledger import NO_END, OTHER, ProcessLedger, Record, WorkerLedger
+from tests.integration._tmpfs_support import MountRefusedError, tmpfs
 
 
 def batch(first: int, count: int, dropped: list[tuple[int, int, str]] | None = None, priority: Any = "event") -> Events:
@@ -245,6 +247,35 @@ def test_the_journal_comes_back_when_the_folder_does(tmp_path: Path) -> None:
     books.of("w").emit(1, "event", 6, 5)
     assert not books.error()
     assert Books(str(folder)).state().records[0].emitted == 10
+
+
+def test_a_full_file_system_costs_the_journal_and_not_the_counts(tmp_path: Path) -> None:
+    try:
+        with tmpfs(tmp_path / "small", 64 * 1024) as folder:
+            books = Books(str(folder / "counts"))
+            ledger = books.of("w")
+            ledger.emit(1, "event", 1, 5)
+            filler = folder / "filler"
+            with contextlib.suppress(OSError):
+                filler.write_bytes(b"x" * 128 * 1024)
+            with contextlib.suppress(OSError), open(filler, "ab", buffering=0) as file:
+                while file.write(b"x" * 512):
+                    continue
+            # The other slot finds no page any more.
+            ledger.emit(1, "event", 6, 5)
+            assert "No space left" in books.error()
+            assert ledger.emitted == 10
+            found = journal.read(str(folder / "counts" / "w"))
+            assert found is not None
+            assert found.emitted == 5
+            filler.unlink()
+            books.mend()
+            ledger.emit(1, "event", 11, 5)
+            assert not books.error()
+            assert Books(str(folder / "counts")).state().records[0].emitted == 15
+            books.close()
+    except MountRefusedError as error:
+        pytest.skip(f"cannot mount: {error}")
 
 
 def test_the_largest_record_fits_its_slot(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from garrison.supervisor.events.pipeline import Pipeline
+from garrison.supervisor.events.stamp import Stamp
 from tests.integration._cgroup_support import eventually
 from tests.integration._spool_support import MIB, Host, Moody, Worker
-from tests.integration._tmpfs_support import MountRefusedError, tmpfs
+from tests.integration._tmpfs_support import MountRefusedError, remount_read_only, tmpfs
 
 Make = Callable[..., Host]
 
@@ -235,7 +236,70 @@ def test_an_empty_spool_gives_its_space_back(make_host: Make, monkeypatch: pytes
     assert len(sink.numbers()) == 60
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_batches_of_hostile_sizes_fit_the_smallest_spool(make_host: Make, always: bool) -> None:
+    host, away, back = make_host(max_bytes=1 * MIB, always=always), Moody(away=True), Moody()
+    worker, largest = Worker(host.ledger("w")), 0
+    pipeline = host.pipeline(away)
+    sizes = (9000, 1, 9000, 1, 9000)
+    for count in sizes:
+        batch = worker.batch("alert", count)
+        # One frame of the tiniest events, with the longest stamps; and one long event that nothing compresses.
+        objects = [b'{"":1'] * count if count > 1 else [b'{"":"' + os.urandom(24_000).hex().encode() + b'"']
+        batch.data = Stamp("h" * 250, "w" * 30, 2**40).write([*objects, b""], "alert")
+        largest = max(largest, len(batch.data))
+        pipeline.put(batch)
+    assert largest > 1 * MIB
+    assert pipeline.close(0.2) == 0
+    assert host.size() <= 1 * MIB
+    again = host.pipeline(back)
+    eventually(again.idle, "all is delivered")
+    assert back.numbers("alert") == list(range(1, sum(sizes) + 1))
+    assert host.balanced()
+    assert host.ledger("w").dropped == {}
+
+
 # Disks
+
+
+def test_a_read_only_disk_is_shown_and_costs_nothing_while_the_queue_has_room(
+    make_host: Make, small_disk: Path
+) -> None:
+    host, sink = make_host(small_disk / "spool.sqlite", max_bytes=1 * MIB), Moody(away=True)
+    remount_read_only(small_disk)
+    worker = Worker(host.ledger("w"))
+    pipeline = host.pipeline(sink)
+    pipeline.put(worker.batch(count=5))
+    eventually(lambda: host.troubles, "the spool's trouble is told")
+    assert "read-only" in host.troubles[0].lower()
+    pipeline.put(worker.batch(count=5))
+    sink.away = False
+    eventually(pipeline.idle, "all is delivered")
+    assert sink.numbers() == list(range(1, 11))
+    assert host.balanced()
+
+
+def test_a_spool_that_is_removed_under_the_agent_is_noticed_and_counted(make_host: Make) -> None:
+    host, sink = make_host(), Moody(away=True)
+    worker = Worker(host.ledger("w"))
+    pipeline = host.pipeline(sink)
+    for _ in range(10):
+        pipeline.put(worker.batch(count=5, width=20_000))  # more than the sink is offered at once
+    eventually(lambda: spooled(pipeline) == 50, "it is on the disk")
+    for path in host.path.parent.glob("spool0.sqlite*"):
+        path.unlink()
+    while not host.troubles:
+        pipeline.put(worker.batch())
+        eventually(lambda: pipeline.figures().queue_bytes == 0 or host.troubles, "it is stored, or found out")
+    assert "removed" in host.troubles[0]
+    eventually(lambda: host.path.exists() and pipeline.figures().queue_bytes == 0, "there is a new one")
+    sink.away = False
+    eventually(pipeline.idle, "what is left is delivered")
+    lost = host.ledger("w").dropped
+    assert set(lost) == {"spool_corrupt"}
+    assert sink.numbers() == sorted(set(sink.numbers()))
+    assert host.balanced()
+    assert host.ledger("w").delivered == len(sink.numbers())
 
 
 def test_a_full_disk_costs_events_and_neither_memory_nor_the_host(make_host: Make, small_disk: Path) -> None:
@@ -261,6 +325,20 @@ def test_a_full_disk_costs_events_and_neither_memory_nor_the_host(make_host: Mak
     assert len(events) + host.ledger("w").dropped.total() == count * 10
     assert host.balanced()
     eventually(lambda: host.troubles[-1] == "", "the spool is well again")
+
+
+def test_with_always_a_spool_that_cannot_be_written_holds_up_nothing(make_host: Make, tmp_path: Path) -> None:
+    host, sink = make_host(tmp_path / "missing" / "spool.sqlite", always=True), Moody()
+    worker, settled = Worker(host.ledger("w")), list[int]()
+    pipeline = host.pipeline(sink)
+    for number in range(1, 31):
+        batch = worker.batch()
+        batch.on_settled = lambda batch: settled.append(batch.last)
+        pipeline.put(batch)
+        # One by one: each has to get through by itself, not with the next one's help.
+        eventually(lambda number=number: sink.numbers()[-1:] == [number], "it is delivered")
+    assert settled == list(range(1, 31))
+    assert host.balanced()
 
 
 def test_the_last_of_the_disk_is_left_to_the_host(make_host: Make, small_disk: Path) -> None:
@@ -386,26 +464,25 @@ def test_what_stands_where_the_spool_should_be_is_not_touched(make_host: Make, t
 # kill -9
 
 WRITER = """
-import sys
+import os, sys, time
 from pathlib import Path
 from tests.integration._spool_support import Host, Moody, Worker
 path, epoch, away = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "away"
+def say(word, batch):
+    os.write(1, f"{word} {batch.epoch} {batch.priority} {batch.first} {batch.last}\\n".encode())
 class Printing(Moody):
     def write(self, batches):
         refused = super().write(batches)
         for batch in batches:
-            print("sent", batch.epoch, batch.priority, batch.first, batch.last, flush=True)
+            say("sent", batch)
         return refused
 host = Host(path, always=True)
 pipeline = host.pipeline(Printing(away=away))
 worker = Worker(host.ledger("w"), epoch=epoch)
-def safe(batch):
-    print("safe", batch.epoch, batch.priority, batch.first, batch.last, flush=True)
-import time
 while True:
     for priority in ("event", "alert", "event", "metric", "event"):
         batch = worker.batch(priority, 7, 40)
-        batch.on_settled = safe
+        batch.on_settled = lambda batch: say("safe", batch)
         pipeline.put(batch)
     time.sleep(0.002)
 """

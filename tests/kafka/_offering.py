@@ -147,7 +147,8 @@ def settings(bootstrap: list[str], **more: Any) -> Settings:
 
 
 def make_sink(bootstrap: list[str], leave: Callable[[], bool] = lambda: False, **more: Any) -> KafkaSink:
-    """Return a sink with short waits."""
+    """Return a sink that waits long enough for a busy machine, and not for company."""
+    more.setdefault("timeout_seconds", 30.0)
     return KafkaSink(settings(bootstrap, **more), HOST, leave)
 
 

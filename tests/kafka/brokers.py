@@ -54,8 +54,13 @@ class Process:
             self._process = None
 
     def stop(self) -> None:
-        """Have it hang (SIGSTOP)."""
+        """Have it hang (SIGSTOP), every thread of it."""
         os.kill(self.pid, signal.SIGSTOP)
+        until(self._stopped, f"process {self.pid} stands still")
+
+    def _stopped(self) -> bool:
+        stats = [task.joinpath("stat").read_text() for task in Path(f"/proc/{self.pid}/task").iterdir()]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def cont(self) -> None:
         """Let it go on."""
@@ -80,10 +85,9 @@ class Kafka:
 
         try:
             with self.admin(bootstrap_timeout_ms=2000) as admin:
-                admin.list_topics()
+                return len(admin.describe_cluster()["brokers"]) == len(self.bootstrap)
         except (KafkaError, OSError):
             return False
-        return True
 
     def admin(self, **more: Any) -> Any:
         """Return an admin client; a context manager."""
@@ -94,10 +98,20 @@ class Kafka:
     def create_topic(self, name: str, *, partitions: int = 1, replicas: int = 1, **configuration: str) -> None:
         """Create a topic, and wait until it has leaders."""
         from kafka.admin import NewTopic
+        from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-        with self.admin() as admin:
-            admin.create_topics([NewTopic(name, partitions, replicas, topic_configs=configuration)])
-            until(lambda: self.leaders(name, admin), f"{name} has leaders")
+        def made() -> bool:
+            try:
+                with self.admin() as admin:
+                    admin.create_topics([NewTopic(name, partitions, replicas, topic_configs=configuration)])
+            except TopicAlreadyExistsError:
+                return True  # the answer to the first request came too late
+            except KafkaError:
+                return False
+            return True
+
+        until(made, f"{name} is made", START_SECONDS)
+        until(lambda: self.leaders(name), f"{name} has leaders")
 
     def leaders(self, topic: str, admin: Any = None) -> list[int]:
         """Return the leader of each partition; empty where one has none."""
@@ -223,8 +237,9 @@ class ApacheKafka(Kafka):
         return [self.listeners[name] for name in listeners]
 
     def set_password(self, password: str) -> None:
-        """Set the password of the SCRAM user."""
-        self._scram(self.bootstrap[0], password)
+        """Set the SCRAM user's password for each mechanism; Kafka takes one at a time."""
+        for mechanism in SCRAM:
+            self._set_password(mechanism, password)
 
     def _java(self, main: str, *arguments: str) -> list[str]:
         memory = ["-Xmx320m", "-Xms96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
@@ -298,11 +313,11 @@ class ApacheKafka(Kafka):
             ]
         return "\n".join(lines) + "\n"
 
-    def _scram(self, server: str, password: str) -> None:
+    def _set_password(self, mechanism: str, password: str) -> None:
         command = self._java(
             "kafka.admin.ConfigCommand",
-            *("--bootstrap-server", server, "--alter", "--entity-type", "users", "--entity-name", USER),
-            *("--add-config", ",".join(f"{mechanism}=[password={password}]" for mechanism in SCRAM)),
+            *("--bootstrap-server", self.bootstrap[0], "--alter", "--entity-type", "users", "--entity-name", USER),
+            *("--add-config", f"{mechanism}=[password={password}]"),
         )
         done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

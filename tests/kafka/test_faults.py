@@ -23,7 +23,7 @@ def offer() -> Iterator[Start]:
     made: list[Offering] = []
 
     def start(bootstrap: list[str], **more: object) -> Offering:
-        made.append(Offering(make_sink(bootstrap, **more)))
+        made.append(Offering(make_sink(bootstrap, **{"timeout_seconds": 3.0, **more})))
         return made[-1]
 
     yield start

@@ -5,7 +5,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from hostile_worker import READY, frame, send, text  # noqa: E402
+from hostile_worker import READY, frame, send, text
 
 FORGED = "line\n2030-01-01T00:00:00.000Z emerg agent: forged\r\x1b[2J"
 

@@ -99,7 +99,7 @@ def test_refused_events_become_ranges() -> None:
     entry, _ = begun(underway, batch, 5)
     for message in [entry.messages[0], entry.messages[1], entry.messages[3]]:
         entry.refuse(message, "oversize")
-    assert [(each.first, each.last, each.reason, each.count) for each in entry.refusals(batch)] == [
+    assert [(each.first, each.last, each.reason, each.events) for each in entry.refusals(batch)] == [
         (11, 12, "oversize", 2),
         (14, 14, "oversize", 1),
     ]

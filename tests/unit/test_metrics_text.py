@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -88,6 +90,15 @@ def test_reasons_of_drops_are_bounded_and_none_is_lost(dropped: dict[str, int]) 
     # A new reason changes no other one's series.
     more = told({**dropped, "a ninth character": 5})
     assert all(more[name] >= count for name, count in found.items())
+
+
+def test_nothing_of_it_is_loaded_before_somebody_wants_metrics() -> None:
+    script = (
+        "import sys, garrison.supervisor.agent\n"
+        "print([name for name in sys.modules if 'supervisor.metrics' in name or 'prometheus' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_catalogue_follows_the_conventions() -> None:

@@ -235,6 +235,11 @@ def test_a_worker_name_that_could_not_be_a_key_or_a_node_is_refused(name: str) -
     found = problems(f'[workers.{name}]\nmodules = ["process"]')
     assert len(found) == 1
     assert "no valid worker name" in next(iter(found.values()))
+
+
+def test_no_worker_is_called_as_the_agent_calls_itself() -> None:
+    found = problems('[workers.agent]\nmodules = ["process"]')
+    assert "is the name that the agent's own events bear" in found["workers.agent"]
     assert "\n" not in next(iter(found.values()))
 
 

@@ -20,6 +20,8 @@ MAX_OPEN_BYTES = 2 * 1024 * 1024
 MESSAGE_BYTES = 512 * 1024
 """Size above which no further event is put into a message."""
 REQUEST_BYTES = 1024 * 1024
+EVENT_BYTES = REQUEST_BYTES - 16 * 1024
+"""Size from which an event is not even tried: key, headers and the frame around it go into the request as well."""
 LINGER_BYTES = 128 * 1024
 """A write of more than this does not wait for company."""
 CONNECT_SECONDS = 10.0
@@ -27,12 +29,15 @@ SLICE_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 """How long closing waits for what is under way, and again for the producer's thread."""
 MAX_TRIALS = 20
-"""Most messages that are tried alone in one write because the broker calls some of them too large."""
+"""Most producers that one write uses up while it looks for messages that the broker calls too large."""
 TOO_LARGE_SECONDS = 600.0
 """How long the size that a broker has refused is remembered, so that a limit that was raised is found."""
 
 _URGENT = ("alert", "state")
 _TOO_LARGE = ("MessageSizeTooLargeError", "RecordListTooLargeError")
+
+
+_Piece = tuple[Batch, Entry, Message, int]
 
 
 class KafkaSink(Sink):
@@ -55,7 +60,9 @@ class KafkaSink(Sink):
         self._underway = Underway()
         self._last_write = float("-inf")
         self._careful = False
-        self._too_large: tuple[int, float] | None = None
+        # Sizes that the broker has refused, of messages and of single events, and until when they are remembered.
+        self._message_bytes = (MESSAGE_BYTES, float("-inf"))
+        self._too_large = (EVENT_BYTES, float("-inf"))
         names = settings.topics
         self._topics = {
             "alert": names.alert or settings.topic,
@@ -76,7 +83,8 @@ class KafkaSink(Sink):
         failure: BaseException | None = None
         try:
             session = self._open()
-            failure = self._send_singly(batches, deadline) if self._careful else self._send(session, batches, deadline)
+            session.begin()
+            failure = self._send_apart(batches, deadline) if self._careful else self._send(session, batches, deadline)
         except Exception as error:  # noqa: BLE001  kafka-python raises its own, OSError, ValueError, and more
             failure = error
         failure = self._settle() or failure
@@ -119,60 +127,75 @@ class KafkaSink(Sink):
         self._wait(session, deadline)
         return None
 
-    def _send_singly(self, batches: Sequence[Batch], deadline: float) -> BaseException | None:
-        """Send message by message, to find the ones that are too large; return what went wrong.
+    def _send_apart(self, batches: Sequence[Batch], deadline: float) -> BaseException | None:
+        """Send with large messages alone, to find those that are too large; return what else went wrong.
 
-        A message that Kafka refuses costs the producer its session, and fails whatever else it had under way: only
-        alone is a message known to be the culprit.
+        A message that Kafka refuses costs the producer its session, and fails whatever else it had under way: only of a
+        message that was alone is it known that it was the culprit.
         """
-        trials = 0
-        for batch in batches:
-            entry = self._entry(batch)
-            for message in list(entry.messages):
-                if trials == MAX_TRIALS or self._out_of_time(deadline):
-                    return None
-                trials += 1
-                session = self._open()
-                failure: BaseException | None = None
-                try:
-                    self._hand_over(session, batch, entry, [message])
-                    self._wait(session, deadline)
-                except Exception as error:  # noqa: BLE001  as in _send
-                    failure = error
-                failure = self._settle() or failure
-                if failure is None:
-                    continue
-                if type(failure).__name__ not in _TOO_LARGE:
-                    return failure
-                self._cannot_be_sent(batch, entry, message)
-        self._careful = False
+        alone_from = max((size for *_, size in self._left(batches)), default=0) / 2
+        for _ in range(MAX_TRIALS):
+            failure, culprit = self._try_apart(batches, alone_from, deadline)
+            if type(failure).__name__ not in _TOO_LARGE:
+                self._careful = failure is not None or self._underway.waiting
+                return failure
+            if culprit is None:
+                alone_from /= 2
+            else:
+                self._cannot_be_sent(*culprit)
+            if self._out_of_time(deadline):
+                break
         return None
 
-    def _cannot_be_sent(self, batch: Batch, entry: Entry, message: Message) -> None:
+    def _try_apart(
+        self, batches: Sequence[Batch], alone_from: float, deadline: float
+    ) -> tuple[BaseException | None, _Piece | None]:
+        """Send what is left, the large ones alone; return the first failure, and who caused it, if known."""
+        session = self._open()
+        for batch, entry, message, size in self._left(batches):
+            alone = size >= alone_from
+            if alone and not (self._wait(session, deadline) and session.broken is None):
+                return self._settle(), None
+            if alone and (failure := self._settle()) is not None:
+                return failure, None
+            self._hand_over(session, batch, entry, [message])
+            if alone:
+                self._wait(session, deadline)
+                if (failure := self._settle()) is not None:
+                    return failure, (batch, entry, message, size)
+        self._wait(session, deadline)
+        return self._settle(), None
+
+    def _left(self, batches: Sequence[Batch]) -> list[_Piece]:
+        """Return the messages that are not through, with their sizes."""
+        left: list[_Piece] = []
+        for batch in batches:
+            entry, lines = self._entry(batch), lines_of(batch)
+            left += [(batch, entry, each, len(value_of(lines, each.span))) for each in entry.messages]
+        return left
+
+    def _cannot_be_sent(self, batch: Batch, entry: Entry, message: Message, size: int) -> None:
         """A message was refused for its size, alone: divide it, or give it up."""
         self._underway.keep(batch, entry)
+        until = time.monotonic() + TOO_LARGE_SECONDS
         if message.span.end - message.span.start > 1:
+            self._message_bytes = (max(1024, size // 2), until)
             entry.divide(message)
-            return
-        size = len(lines_of(batch)[message.span.start])
-        self._too_large = (size, time.monotonic() + TOO_LARGE_SECONDS)
-        entry.refuse(message, "oversize")
+        else:
+            self._too_large = (size, until)
+            entry.refuse(message, "oversize")
 
     def _entry(self, batch: Batch) -> Entry:
         found = self._underway.get(batch)
         if found is not None:
             return found
-        entry = self._underway.begin(batch, spans_of(batch, self._settings.records_per_message, MESSAGE_BYTES))
-        limit = self._limit()
+        now = time.monotonic()
+        together = self._message_bytes[0] if now < self._message_bytes[1] else MESSAGE_BYTES
+        limit = self._too_large[0] if now < self._too_large[1] else EVENT_BYTES
+        entry = self._underway.begin(batch, spans_of(batch, self._settings.records_per_message, together))
         if len(batch.data) > limit:
             self._refuse_known(batch, entry, limit)
         return entry
-
-    def _limit(self) -> int:
-        """Return the size from which on a message need not be tried, bytes."""
-        if self._too_large is not None and time.monotonic() > self._too_large[1]:
-            self._too_large = None
-        return REQUEST_BYTES if self._too_large is None else self._too_large[0]
 
     def _refuse_known(self, batch: Batch, entry: Entry, limit: int) -> None:
         lines = lines_of(batch)
@@ -198,8 +221,11 @@ class KafkaSink(Sink):
         wait = self._last_write + self._settings.linger_seconds - time.monotonic()
         if wait <= 0 or self._impatient() or any(batch.priority in _URGENT for batch in batches):
             return
-        if sum(len(batch.data) for batch in batches) < LINGER_BYTES:
-            self._hurried.wait(wait)
+        if sum(len(batch.data) for batch in batches) >= LINGER_BYTES:
+            return
+        deadline = time.monotonic() + wait
+        while not self._out_of_time(deadline):
+            self._hurried.wait(min(SLICE_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def _wait(self, session: Any, deadline: float) -> bool:
         """Wait until all is settled, time is up, or the session is broken; return whether all is settled."""
@@ -258,6 +284,8 @@ class KafkaSink(Sink):
         if failure is not None:
             return explain(failure, settings)
         servers = ", ".join(settings.bootstrap_servers)
+        if self._careful:
+            return f"Kafka at {servers} has called some events too large; they are being looked for"
         said = f"Kafka at {servers} has not acknowledged events within {settings.timeout_seconds:g} s; they are kept"
         reason = self._session.unreachable if self._session is not None else None
         return said if reason is None else f"{said} ({str(reason)[:200]})"

@@ -13,6 +13,8 @@ _HELP = {
     "UnsupportedSaslMechanismError": "does not know the login by {mechanism}; set [sink.kafka] sasl_mechanism",
     "UnknownTopicOrPartitionError": "knows no topic {topic}; create it, or correct the topic",
     "InvalidTopicError": "calls {topic} no valid topic; correct it",
+    "MessageSizeTooLargeError": "calls an event too large (max.message.bytes of topic {topic}); it is being looked for",
+    "RecordListTooLargeError": "calls events too large together (topic {topic}); they are being divided",
     "KafkaStorageError": "cannot write to its own disk",
     "NotEnoughReplicasError": "has too few replicas in sync for topic {topic}; wait, or lower min.insync.replicas",
     "NotEnoughReplicasAfterAppendError": "has too few replicas in sync for topic {topic}",
@@ -32,4 +34,7 @@ def explain(error: BaseException, settings: KafkaSink) -> str:
         topic, detail = (detail, "") if name == "UnknownTopicOrPartitionError" and detail else (settings.topic, detail)
         said = known.format(topic=topic, user=user, mechanism=settings.sasl_mechanism)
         return f"Kafka at {servers} {said}" + (f" ({detail[:200]})" if detail else "")
-    return f"Kafka at {servers}: {error}"[:500]
+    hint = ""
+    if settings.sasl_mechanism != "none" and "socket disconnected" in str(error):
+        hint = f"; a refused login of {settings.username} can look like this"
+    return f"Kafka at {servers}: {error}"[:500] + hint
