@@ -16,8 +16,13 @@ demo: $(READY) ## Run the real agent on this host for half a minute and show wha
 	@$(BIN)/python -m tests.demo
 
 .PHONY: test
-test: $(READY) $(VENV)/.etcd-debian ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
+test: $(READY) $(VENV)/.etcd-debian $(VENV)/.promtool ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
 	@$(BIN)/pytest $(ARGS)
+
+.PHONY: test-kafka
+test-kafka: $(READY) ## Run the tests that need Apache Kafka: fetch it with Maven (once), start brokers on loopback (Java 17)
+	@$(BIN)/python -m tests.kafka.fetch
+	@GARRISON_KAFKA=1 $(BIN)/pytest tests/kafka $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Measure the agent beside its peers and print a table (root; 20 minutes; ARGS="killswitch --quick")
@@ -52,11 +57,13 @@ wheel: $(READY) ## Build the wheel and the source archive into dist/
 .PHONY: docs
 docs: $(READY) ## Write the generated pages anew
 	@$(BIN)/python -m garrison.supervisor.settings.document docs/configuration.md
+	@$(BIN)/python -m garrison.supervisor.metrics.document docs/metrics.md
 	@$(BIN)/python -m garrison.fleet.cli.reference docs/cli.md
 
 .PHONY: docs-check
 docs-check: $(READY) ## Fail where a generated page is out of date
 	@$(BIN)/python -m garrison.supervisor.settings.document --check docs/configuration.md
+	@$(BIN)/python -m garrison.supervisor.metrics.document --check docs/metrics.md
 	@$(BIN)/python -m garrison.fleet.cli.reference --check docs/cli.md
 
 .PHONY: lock
@@ -88,4 +95,9 @@ $(READY): requirements/dev.txt pyproject.toml
 # A second release of etcd for the tests that compare; unpacked, not installed, so that no server and no user comes along.
 $(VENV)/.etcd-debian: $(READY)
 	@$(BIN)/python -m tests.etcd.binaries
+	@touch $@
+
+# Reads the alert rules as Prometheus does; unpacked as well.
+$(VENV)/.promtool: $(READY)
+	@$(BIN)/python -m tests.promtool
 	@touch $@

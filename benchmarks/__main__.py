@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import breaking, etcd, events, fleet, idle, killswitch, restart, start
+from benchmarks import breaking, etcd, events, fleet, idle, killswitch, restart, shipping, spooling, start
 from benchmarks.context import Context
 from benchmarks.report import Report, markdown
 from benchmarks.supervisord import PeerMissingError, install
@@ -37,6 +37,8 @@ BENCHMARKS: dict[str, Callable[[Context], Report]] = {
     "breaking": breaking.run,
     "etcd": etcd.run,
     "fleet": fleet.run,
+    "shipping": shipping.run,
+    "spooling": spooling.run,
 }
 
 

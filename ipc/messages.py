@@ -60,7 +60,8 @@ class Config(msgspec.Struct, kw_only=True):
     ``settings`` is the module's table, or a table of tables by module name where the worker has several. The numbers
     of the budget (percent of one core, seconds) are what the runtime paces long work by and judges its modules with.
     With ``dry_run`` it stops none of them and only says whom it would. ``held`` counts in a process's first
-    configuration only: what an earlier process knew of its modules' breakers.
+    configuration only: what an earlier process knew of its modules' breakers. With ``acks`` the master acknowledges
+    events once they are safe; until then they count as the worker's, which hands over a bounded amount of them.
     """
 
     revision: int
@@ -76,6 +77,7 @@ class Config(msgspec.Struct, kw_only=True):
     sample_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
     dry_run: bool = False
     held: dict[str, Hold] = {}
+    acks: bool = False
 
 
 class Control(msgspec.Struct):
@@ -101,7 +103,7 @@ class Task(msgspec.Struct, kw_only=True):
 
 
 class Ack(msgspec.Struct):
-    """Down: the master has taken responsibility for events of a priority up to a number."""
+    """Down: the master answers for the events of a priority up to a number: they are stored, delivered or counted."""
 
     priority: Priority
     through: Number
@@ -169,6 +171,7 @@ class ModuleBeat(msgspec.Struct, kw_only=True):
 class Beat(msgspec.Struct, kw_only=True):
     """Up: the worker is alive. ``emitted`` counts events numbered so far, by priority.
 
+    ``unacknowledged`` counts those that were handed over and wait for an `Ack`, where the master sends any.
     ``degraded`` is what the last `Control` asked for. ``last_module`` is the module that used the most CPU time since
     the beat before (the only one, where there is one): its ``last_task`` is what a breach is put down to.
     """
@@ -176,6 +179,7 @@ class Beat(msgspec.Struct, kw_only=True):
     emitted: dict[Priority, Count] = {}
     queued: Count = 0
     queued_bytes: Count = 0
+    unacknowledged: Count = 0
     dropped: dict[Annotated[str, msgspec.Meta(max_length=64)], Count] = {}
     modules: Annotated[list[ModuleBeat], msgspec.Meta(max_length=64)] = []
     degraded: bool = False

@@ -11,9 +11,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from garrison.ipc.messages import LogLevel, Priority
+from garrison.ipc.messages import LogLevel
 from garrison.supervisor import logs
 from garrison.supervisor.breaker import Policy
 from garrison.supervisor.cgroups.base import Limits
@@ -23,14 +23,17 @@ from garrison.supervisor.control.operations import Operations
 from garrison.supervisor.control.server import ControlServer
 from garrison.supervisor.control.status import AgentStatus, StatusReport
 from garrison.supervisor.desired import Change, Desired, WorkerDesired
-from garrison.supervisor.events.ledger import WorkerLedger
-from garrison.supervisor.events.own import OwnEvents
+from garrison.supervisor.events.books import Books
+from garrison.supervisor.events.globalrate import GlobalRate
+from garrison.supervisor.events.own import MODULE, OwnEvents
 from garrison.supervisor.events.pipeline import Pipeline
-from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.exitcodes import ExitCode
+from garrison.supervisor.heartbeat.wiring import make_heart
 from garrison.supervisor.hostwatch.watchman import Surroundings, Watchman
 from garrison.supervisor.killswitch import KillSwitch, kill_groups
 from garrison.supervisor.linux import become_subreaper
+from garrison.supervisor.logevents import LogEvents, about, document
+from garrison.supervisor.logsinks import Line
 from garrison.supervisor.looking import Looker
 from garrison.supervisor.notify import Notifier
 from garrison.supervisor.nursery.keeper import NurseryKeeper
@@ -48,7 +51,9 @@ from garrison.supervisor.settings import (
     needs_restart,
 )
 from garrison.supervisor.settings import Worker as Definition
-from garrison.supervisor.sinks.file import FileSink
+from garrison.supervisor.sinks.switch import SwitchSink
+from garrison.supervisor.sinks.target import choose as choose_sink
+from garrison.supervisor.spool.choose import spooling_of
 from garrison.supervisor.startup import StartError, acquire_lock, prepare_cgroups, raise_nofile
 from garrison.supervisor.status import killswitch_status, store_status, summary, worker_statuses
 from garrison.supervisor.stores.base import Snapshot
@@ -60,6 +65,9 @@ from garrison.supervisor.version import VERSION
 from garrison.supervisor.worker.aggregate import WorkersNode
 from garrison.supervisor.worker.services import ProcessLimits, Services
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
+
+if TYPE_CHECKING:
+    from garrison.supervisor.metrics.service import MetricsService
 
 PRELOAD = ("garrison.workers.runtime.process", "garrison.workers.process", "garrison.workers.files")
 """What the nursery loads ahead for its children to share."""
@@ -110,7 +118,7 @@ class Agent:
             StartError: It cannot start; nothing is left running.
         """
         log = self.settings.log
-        logs.start(log.level, folder=self.settings.agent.log_dir if log.files else None, max_bytes=log.max_bytes)
+        logs.start(log.level, folder=self._log_folder(), max_bytes=log.max_bytes)
         logs.capture_stdlib()
         try:
             raise_nofile()
@@ -152,10 +160,19 @@ class Agent:
         userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
         paused = None if userspace is None else userspace.throttling
         self.sampler = Sampler(self.cgroups, paused)
+        self.books = Books(os.path.join(agent.run_dir, "counts"), remembered.counts)
+        self._rate = GlobalRate(0)
+        self._sink = SwitchSink(choose_sink(settings.sink).target, self.host)
         self.pipeline = Pipeline(
-            FileSink(settings.sink.file.path, settings.sink.file.max_bytes), self.host, self._trouble("sink")
+            self._sink,
+            self.host,
+            self._trouble("sink"),
+            spooling=spooling_of(settings, self._trouble("spool")),
+            ledger_of=self.books.of,
+            throttles=(self._rate,),
         )
-        self._own = OwnEvents(self.host, self.pipeline.put, remembered.next_epoch("agent"))
+        self._own = OwnEvents(self.host, self.pipeline.put, remembered.next_epoch(MODULE), self.books.of(MODULE))
+        self._lost = self.books.begin(self.pipeline.open())
         self.node = WorkersNode(self.cgroups, agent.budget, lambda text: _log.critical("%s", text))
         self.nursery = NurseryKeeper(self.host, self.cgroups.kill_plan, PRELOAD, self.node.kill, self._warn)
         self.killswitch = KillSwitch(
@@ -191,7 +208,8 @@ class Agent:
             policy=policy,
             place=self.place,
             nursery=self.nursery.get,
-            forward=self._forward,
+            ledger=self.books.of,
+            forward=self.pipeline.put,
             congested=self.pipeline.congested,
             emit_state=self.emit_state,
             log=_worker_log,
@@ -201,6 +219,7 @@ class Agent:
             sampler=self.sampler,
             remember=self._remember_soon,
             dry_run=lambda: self.settings.agent.dry_run,
+            acks=self.pipeline.always,
         )
         self.control = ControlServer(os.path.join(agent.run_dir, "control.sock"), Operations(self))
         enforce = None if userspace is None else lambda now: userspace.enforce(self.workers, now)
@@ -218,6 +237,10 @@ class Agent:
                 paused=paused,
             )
         )
+        self.log_events = LogEvents(self._emit_line, self._way_out_is_well, self.call_in_loop, self._loop.time)
+        self.metrics: MetricsService | None = None
+
+        self.heart = make_heart(self, self._own, self._started)
 
     async def _start(self) -> None:
         _log.info(
@@ -255,15 +278,20 @@ class Agent:
         self._tick_task = self._loop.create_task(self._tick(), name="tick")
         self._look_task = self._loop.create_task(self.looker.run(), name="look")
         self._watch_task = self._loop.create_task(self.watchman.run(), name="watchman")
+        self._heart_task = self._loop.create_task(self.heart.run(), name="heart")
         try:
             await self.control.start()
         except ControlSocketError as error:
             raise StartError(ExitCode.OS_REFUSED, str(error)) from error
+        self._take_output_settings()
         await self._wait_for_desired()
         await self._until_stop(self.roster.settle(), READY_SECONDS)
         if self._stop.is_set():
             return
         self.emit_state("agent-started", {"version": VERSION, "cgroup_mode": self.cgroups.mode, "pid": os.getpid()})
+        if self._lost:
+            _log.warning("lost with the end of the last master: %s", self._lost)
+            self.emit_state("events-lost", {"events": sum(self._lost.values()), "by_worker": self._lost})
         line = summary(self.workers, self.killswitch.engaged)
         self._ready = True
         self._present()
@@ -301,7 +329,7 @@ class Agent:
         self._stopping = True
         self.notifier.stopping("stopping the workers")
         _log.info("stopping")
-        for task in ("_house_task", "_tick_task", "_look_task", "_watch_task"):
+        for task in ("_house_task", "_tick_task", "_look_task", "_watch_task", "_heart_task"):
             if hasattr(self, task):
                 getattr(self, task).cancel()
         if self.presence is not None:
@@ -313,6 +341,9 @@ class Agent:
         await self.roster.close(self.settings.agent.stop_grace_seconds + CLOSE_SECONDS, self.node.kill)
         await self.nursery.close()
         await self.control.close()
+        if self.metrics is not None:
+            await self.metrics.close(DRAIN_SECONDS)
+        logs.listen(None)
         self.emit_state("agent-stopped", {"uptime_seconds": round(time.monotonic() - self._started, 1)})
         self.pipeline.resume()
         lost = await _in_thread(self.pipeline.close, DRAIN_SECONDS)
@@ -322,6 +353,8 @@ class Agent:
         self._save_local()
         self._save_breakers()
         self.remembering.save_history()
+        self.books.close()
+        self.remembering.save_counts(self.books.state(clean=True))
         await _in_thread(self.remembering.writer.close, DRAIN_SECONDS)
         try:
             self.cgroups.cleanup()
@@ -362,7 +395,7 @@ class Agent:
             )
         self.problems.replace("desired", [f"{problem.key}: {problem.reason}" for problem in desired.problems])
         self._apply_master(desired)
-        self._refuse_kafka(desired)
+        self._choose_sink(desired)
         self.roster.want(desired.workers, self.settings.workers)
         self._cache_soon()
         self._present()
@@ -381,19 +414,27 @@ class Agent:
             else:
                 self.problems.set("aggregate", "")
 
-    def _refuse_kafka(self, desired: Desired) -> None:
-        """Say that keys which choose Kafka are not acted on; the file sink goes on."""
-        asked = list(desired.kafka_by)
-        if desired.master.sink is not None and desired.master.sink.backend != self.settings.sink.backend:
-            asked.append(desired.master.decided_by)
-        texts = [f"{key}: this version has no Kafka sink; events go on to the file sink" for key in asked]
-        self.problems.replace("sink keys", texts)
+    def _choose_sink(self, desired: Desired) -> None:
+        """Have events go where file and keys want them; what is not delivered yet goes along."""
+        choice = choose_sink(self.settings.sink, desired)
+        self.problems.replace("sink keys", list(choice.problems))
+        # A file stays on the host.
+        self._rate.limit(self.settings.limits.bytes_per_second if choice.target.backend == "kafka" else 0)
+        if choice.target == self._sink.target:
+            return
+        self._sink.use(choice.target)
+        _log.notice("events go to %s, decided by %s", choice.target.text, choice.decided_by)
+        self.emit_state(
+            "sink-changed",
+            {"sink": choice.target.backend, "target": choice.target.text, "key": choice.decided_by},
+        )
 
     def _make_worker(self, name: str, definition: Definition, wanted: WorkerDesired) -> WorkerSupervisor:
         taken = self.remembering.cached.taken.get(name)
         return WorkerSupervisor(name, definition, wanted, self._services, taken, self.remembering.breakers.of(name))
 
-    def _worker_retired(self) -> None:
+    def _worker_retired(self, name: str) -> None:
+        self.books.retire(name)
         if not self._stopping:
             self.reconciler.resolve()
 
@@ -424,10 +465,35 @@ class Agent:
         else:
             for name in needs_restart(self.settings, new):
                 _log.warning("%s has changed and takes effect at the next start only", name)
-            self.settings = keep_fixed(self.settings, new)
+            before, self.settings = self.settings, keep_fixed(self.settings, new)
             self.problems.set("configuration", "")
+            if (before.log.files, before.log.max_bytes) != (self.settings.log.files, self.settings.log.max_bytes):
+                logs.set_files(self._log_folder(), self.settings.log.max_bytes)
+            self._take_output_settings()
             self.reconciler.reload(self.settings)
             _log.info("the configuration was reloaded from %s", new.source or "the built-in defaults")
+
+    def _log_folder(self) -> str | None:
+        return self.settings.agent.log_dir if self.settings.log.files else None
+
+    def _take_output_settings(self) -> None:
+        """Have metrics and log events as the settings want them."""
+        metrics = self.settings.metrics
+        if self.metrics is None and (metrics.listen or metrics.textfile):
+            from garrison.supervisor.metrics.wiring import make_metrics
+
+            self.metrics = make_metrics(self, self._own.ledger, self._started)
+            self.metrics.start()
+        if self.metrics is not None:
+            self.metrics.apply(metrics)
+        logs.listen(self.log_events.take if self.settings.log.events else None)
+
+    def _way_out_is_well(self) -> bool:
+        figures = self.pipeline.figures()
+        return not (figures.error or (figures.spool is not None and figures.spool.error))
+
+    def _emit_line(self, line: Line, left_out: int) -> None:
+        self._own.put("event", [document(line, left_out)], about(line))
 
     def _reopen(self) -> None:
         logs.reopen()
@@ -514,9 +580,6 @@ class Agent:
         self._own.emit(action, fields)
         self.remembering.happened(action, fields)
 
-    def _forward(self, worker: str, ledger: WorkerLedger, priority: Priority, count: int, data: bytes) -> None:
-        self.pipeline.put(Batch(worker, ledger, priority, count, data, worker))
-
     def _process_limits(self, limits: Limits) -> ProcessLimits:
         if self.cgroups.enforced:
             return ProcessLimits()
@@ -563,10 +626,12 @@ class Agent:
 
     def _note_trouble(self, what: str, error: str) -> None:
         self.problems.set(what, error)
+        # A source of its own: what tells of the way out never goes there as an event.
+        log = logs.get(f"agent.{what}")
         if error:
-            _log.error("%s", error)
+            log.error("%s", error)
         else:
-            _log.notice("%s: well again", what)
+            log.notice("%s: well again", what)
 
     def call_in_loop(self, call: Callable[[], None]) -> None:
         """Have something called from the loop; from any thread, also when the loop has ended."""

@@ -200,6 +200,14 @@ class _Writer:
         if self.stderr is not None:
             self.stderr.close()
 
+    def change_files(self, folder: str | None, max_bytes: int) -> None:
+        """Write to other files. Called in the writer's own thread."""
+        if self.file is not None:
+            self.file.close()
+            with _core.lock:
+                _core.file_lost += self.file.lost
+        self.file = None if folder is None else FileSink(folder, max_bytes)
+
     def _report_dropped(self) -> None:
         with _core.lock:
             dropped, self.dropped = self.dropped, 0
@@ -230,6 +238,8 @@ class _Core:
         self.suppressed = 0
         self.dropped = 0
         self.stderr_lost = 0
+        self.file_lost = 0
+        self.listener: Callable[[Line], None] | None = None
 
     def threshold(self, source: str) -> int:
         """Return the level of a source: its own, else that of the nearest name above it; never below the floor."""
@@ -240,7 +250,10 @@ class _Core:
         return max(self.floor, self.levels[""])
 
     def submit(self, line: Line) -> None:
-        """Hand a line to the writer, or write it where there is none."""
+        """Hand a line to the writer, or write it where there is none; and to the listener."""
+        listener = self.listener
+        if listener is not None and line.rank >= _WARNING:
+            listener(line)
         with self.lock:
             if self.writer is not None:
                 if not self.writer.put(line):
@@ -357,6 +370,29 @@ def stop(timeout: float = 2.0) -> bool:
     return not writer.thread.is_alive()
 
 
+def set_files(folder: str | None, max_bytes: int) -> None:
+    """Write to files in a folder from now on, or to none. Returns at once; the writer does it in its turn.
+
+    Args:
+        folder: As for `start`.
+        max_bytes: As for `start`; older lines that are more than that are cut off.
+    """
+    with _core.lock:
+        writer = _core.writer
+    if writer is not None:
+        writer.queue.put(lambda: writer.change_files(folder, max_bytes))
+
+
+def listen(listener: Callable[[Line], None] | None) -> None:
+    """Have something see every line of the level ``warning`` and above that is within its source's rate.
+
+    Args:
+        listener: Called from whatever thread logs; it must return at once, must not raise, and must not log. None:
+            nothing.
+    """
+    _core.listener = listener
+
+
 def flush(timeout: float) -> bool:
     """Wait until every line so far has been written. False: not within `timeout` seconds."""
     with _core.lock:
@@ -386,7 +422,7 @@ def counters() -> Counters:
             suppressed=_core.suppressed,
             dropped=_core.dropped,
             stderr_lost=_core.stderr_lost + (stderr.lost if stderr is not None else 0),
-            file_lost=file.lost if file is not None else 0,
+            file_lost=_core.file_lost + (file.lost if file is not None else 0),
             file_error=file.error if file is not None else "",
         )
 

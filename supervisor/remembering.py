@@ -13,12 +13,14 @@ import msgspec
 from garrison.supervisor.breaker import Policy, Record
 from garrison.supervisor.carrying import Carried
 from garrison.supervisor.desired import Memory
+from garrison.supervisor.events.books import BooksState
 from garrison.supervisor.history import History, HistoryState
 from garrison.supervisor.killswitch import KillState, engage_locally
 from garrison.supervisor.linux import boot_id
 from garrison.supervisor.state import (
     BREAKERS_FILE,
     CACHE_FILE,
+    COUNTS_FILE,
     HISTORY_FILE,
     LOCAL_FILE,
     BreakersState,
@@ -50,6 +52,7 @@ class Remembering:
         errors: Why a file could not be used, by what it holds.
         breakers: What an earlier master knew of each worker's breaker.
         history: What has happened lately.
+        counts: The books of events as they were last written; None where there are none.
     """
 
     def __init__(self, folder: str, host: str, on_trouble: Callable[[str], None], policy: Policy | None = None) -> None:
@@ -57,6 +60,7 @@ class Remembering:
         cached, cache_error = read(folder, CACHE_FILE, CachedState)
         breakers, breakers_error = read(folder, BREAKERS_FILE, BreakersState)
         history, history_error = read(folder, HISTORY_FILE, HistoryState)
+        self.counts, counts_error = read(folder, COUNTS_FILE, BooksState)
         if breakers_error:
             breakers_error += "; every worker starts on probation, and its next breach latches it"
         self.errors = {
@@ -64,6 +68,7 @@ class Remembering:
             "cache": cache_error,
             "breakers": breakers_error,
             "history": history_error,
+            "counts": counts_error,
         }
         self._boot = boot_id()
         self.breakers = Carried(
@@ -131,6 +136,10 @@ class Remembering:
             self._history_timer.cancel()
             self._history_timer = None
         self.writer.save(HISTORY_FILE, self.history.state())
+
+    def save_counts(self, state: BooksState) -> None:
+        """Have the counts of events written."""
+        self.writer.save(COUNTS_FILE, state)
 
     def cache_soon(self, save: Callable[[], None]) -> None:
         """Have `save` called within `CACHE_DELAY_SECONDS`, once for all calls until then."""

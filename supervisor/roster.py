@@ -21,14 +21,14 @@ class Roster:
 
     Args:
         make: Makes the supervisor of a worker that is wanted for the first time.
-        retired: Called when the last of a retired worker is gone: another one of its name may be wanted by now.
+        retired: Called with its name when the last of a retired worker is gone: another of that name may be wanted by then.
 
     Attributes:
         workers: By name; the same object for good.
     """
 
     def __init__(
-        self, make: Callable[[str, Definition, WorkerDesired], WorkerSupervisor], retired: Callable[[], None]
+        self, make: Callable[[str, Definition, WorkerDesired], WorkerSupervisor], retired: Callable[[str], None]
     ) -> None:
         self.workers: dict[str, WorkerSupervisor] = {}
         self._make = make
@@ -89,4 +89,4 @@ class Roster:
 
     def _gone(self, name: str) -> None:
         del self._retiring[name]
-        self._retired()
+        self._retired(name)

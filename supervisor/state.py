@@ -1,7 +1,7 @@
 """What the agent keeps on disk across restarts, and the thread that writes it.
 
-Four files: what was decided on this host (killswitch, local stops), what was last known from the store, the breakers,
-and what has happened lately.
+Five files: what was decided on this host (killswitch, local stops), what was last known from the store, the breakers,
+what has happened lately, and the counts of events.
 Writing happens behind the loop's back; the latest document of each file wins. A disk that is full or
 read-only costs the memory of the last documents and a line in the status, nothing else.
 """
@@ -28,6 +28,7 @@ LOCAL_FILE = "local.json"
 CACHE_FILE = "cache.json"
 BREAKERS_FILE = "breakers.json"
 HISTORY_FILE = "history.json"
+COUNTS_FILE = "counts.json"
 MAX_BYTES = 16 * 1024 * 1024
 """Largest state file; a store that says more to one host is not cached, and the status says so."""
 RETRY_BASE_SECONDS = 1.0

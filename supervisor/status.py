@@ -15,6 +15,7 @@ from garrison.supervisor.control.status import (
     StoreStatus,
     WorkerStatus,
 )
+from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.killswitch import KillSwitch
 from garrison.supervisor.lifecycle import ALIVE, State
 from garrison.supervisor.problems import MAX_TEXT
@@ -63,15 +64,23 @@ def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, 
             status=configuration.status,
             error=configuration.error,
         ),
-        events=EventsStatus(
-            emitted=worker.ledger.emitted,
-            delivered=worker.ledger.delivered,
-            dropped=dict(worker.ledger.dropped),
-        ),
+        events=events_status(worker.ledger),
         restarts=worker.restarts,
         desired_by=worker.desired.decided_by,
         last_error=worker.last_error,
         held=worker.held_reason,
+    )
+
+
+def events_status(ledger: WorkerLedger) -> EventsStatus:
+    """Return what became of a worker's events, all of it at one moment."""
+    record = ledger.record()
+    dropped = {reason: count for reason, count in record.dropped.items() if count}
+    return EventsStatus(
+        emitted=record.emitted,
+        delivered=record.delivered,
+        dropped=dropped,
+        in_flight=record.emitted - record.delivered - sum(dropped.values()),
     )
 
 

@@ -343,6 +343,61 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def reconcile(
+    context: typer.Context,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="A file of events, or the path of a file sink; `-` is standard input."
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        str | None, typer.Option("--bootstrap", metavar="HOST:PORT,...", help="Brokers of Kafka to read from.")
+    ] = None,
+    topic: Annotated[list[str] | None, typer.Option("--topic", metavar="TOPIC", help="A topic to read.")] = None,
+    host: Annotated[list[str] | None, typer.Option("--host", metavar="HOST", help="Only this host.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Only one part of the hosts, where all are too many at once."),
+    ] = None,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete", help="What is read goes back to the first event: an earlier one that is not there is missing."
+        ),
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also show workers of which nothing is missing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which events are missing or came twice, and why.
+
+    Reads events where they arrived, by default where this host's configuration sends them: a topic from its beginning
+    to its end of now, or files. Needs no running agent. Sequence numbers show what is missing; heartbeats, which are
+    among the events, say what of that the agents gave up and why.
+
+    Ends with 0 when every missing event has a reason or is still on its way, with 1 when one has none or the books
+    of an agent do not balance, and with 69 when Kafka could not be read to the end.
+    """
+
+    def run() -> int:
+        from garrison.fleet.cli import reconcile as command
+
+        options = command.Options(
+            files=file or [],
+            bootstrap=bootstrap,
+            topics=topic or [],
+            hosts=host or [],
+            shard=shard,
+            complete=complete,
+            everything=everything,
+            as_json=as_json,
+        )
+        return command.show(context.obj, options)
+
+    _finish(guarded(run))
+
+
+@app.command()
 def version(context: typer.Context) -> None:
     """Show the command's and the agent's version."""
 

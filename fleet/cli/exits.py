@@ -20,10 +20,12 @@ INTERRUPTED: Final = 130
 
 MEANINGS: Final = {
     OK: "Done. For `status`: the agent is healthy; for `fleet hosts`: all hosts are as they should be.",
-    FAILED: "The request was refused or did not have its effect; for `doctor`: a check failed.",
+    FAILED: "The request was refused or did not have its effect; for `doctor`: a check failed; for `reconcile`: an "
+    "event is missing without a reason.",
     UNHEALTHY: "`status` and `fleet hosts` without `--json`: something needs attention.",
     USAGE: "The command line was not understood.",
-    UNAVAILABLE: "The agent, or for `fleet` the etcd cluster, is not running, went away, or does not answer.",
+    UNAVAILABLE: "The agent, or for `fleet` the etcd cluster, for `reconcile` Kafka, is not running, went away, or "
+    "does not answer.",
     NO_PERMISSION: "This user may not control the agent, or not do this in etcd.",
     CONFIGURATION: "The configuration file has errors, or names no cluster; a certificate or password cannot be used.",
     INTERRUPTED: "Ended by Ctrl-C, which is also how `events -f` usually ends.",

@@ -18,10 +18,17 @@ class ControlSocketError(ControlError):
     """The control socket cannot be made. Without it the agent still works, but takes no local orders."""
 
 
-def listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
+def listen(
+    path: str, *, what: str = "control socket", setting: str = "`run_dir`"
+) -> tuple[socket.socket, tuple[int, int]]:
     """Return a listening socket at a path, mode 0600, and its (device, inode).
 
     The directory is made (0755) where it is missing. A socket on which nobody listens is replaced.
+
+    Args:
+        path: Where it is to be.
+        what: What it is, for messages.
+        setting: The setting that says where it is, for messages.
 
     Raises:
         ControlSocketError: Another agent listens there, something else than a socket is there, the directory is
@@ -29,8 +36,8 @@ def listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
     """
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise ControlSocketError(
-            f"the control socket's path {path} is longer than {_MAX_PATH_BYTES} bytes",
-            "choose a shorter `run_dir`",
+            f"the {what}'s path {path} is longer than {_MAX_PATH_BYTES} bytes",
+            f"choose a shorter {setting}",
         )
     directory = os.path.dirname(path) or "."
     # Bound and restricted under another name first: under its own name it is never there with a wide mode, and
@@ -40,7 +47,7 @@ def listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
         _check_directory(directory)
-        _check_replaceable(path)
+        _check_replaceable(path, setting)
         if os.path.lexists(passing):
             os.unlink(passing)
         sock.bind(passing)
@@ -51,8 +58,8 @@ def listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
     except OSError as error:
         sock.close()
         raise ControlSocketError(
-            f"cannot make the control socket {path}: {error.strerror or error}",
-            "check that `run_dir` exists, can be written and has space left",
+            f"cannot make the {what} {path}: {error.strerror or error}",
+            f"check that the folder of {setting} exists, can be written and has space left",
         ) from error
     except ControlSocketError:
         sock.close()
@@ -80,13 +87,13 @@ def _check_directory(directory: str) -> None:
         )
 
 
-def _check_replaceable(path: str) -> None:
+def _check_replaceable(path: str, setting: str) -> None:
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise ControlSocketError(f"{path} is there and is no socket", "move it away, or choose another `run_dir`")
+        raise ControlSocketError(f"{path} is there and is no socket", f"move it away, or choose another {setting}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         # Non-blocking: a listener that is hung, with its backlog full, is still a listener (EAGAIN).
         probe.setblocking(False)
@@ -97,5 +104,5 @@ def _check_replaceable(path: str) -> None:
         except BlockingIOError:
             pass
     raise ControlSocketError(
-        f"another agent listens on {path}", "stop it (`systemctl stop garrison`), or choose another `run_dir`"
+        f"another agent listens on {path}", f"stop it (`systemctl stop garrison`), or choose another {setting}"
     )

@@ -135,11 +135,12 @@ class ConfigStatus(msgspec.Struct, kw_only=True):
 
 
 class EventsStatus(msgspec.Struct, kw_only=True):
-    """Events of a worker since the master started; ``dropped`` counts by reason."""
+    """Events of a worker, over all restarts; ``dropped`` counts by reason. The first is the sum of the others."""
 
     emitted: int = 0
     delivered: int = 0
     dropped: dict[str, int] = {}
+    in_flight: int = 0
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):

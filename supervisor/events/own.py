@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from garrison.ipc.messages import Priority
 from garrison.supervisor.events.ledger import WorkerLedger, open_objects
 from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.events.stamp import Stamp
@@ -29,32 +31,49 @@ class OwnEvents:
         host: Host name.
         put: Takes a batch on its way to the sink.
         epoch: The number of this agent process.
+        ledger: Where they are booked; None: one of their own.
+
+    Attributes:
+        epoch: As given.
     """
 
-    def __init__(self, host: str, put: Callable[[Batch], None], epoch: int) -> None:
-        self.ledger = WorkerLedger()
+    def __init__(self, host: str, put: Callable[[Batch], None], epoch: int, ledger: WorkerLedger | None = None) -> None:
+        self.ledger = ledger or WorkerLedger(MODULE)
         self._put = put
+        self.epoch = epoch
+        self._sequences: Counter[Priority] = Counter()
         self._stamp = Stamp(host, MODULE, epoch)
 
     def emit(self, action: str, fields: dict[str, Any]) -> None:
-        """Emit one event; `fields` go below ``garrison``, empty ones are left out."""
-        sequence = self.ledger.emitted + 1
+        """Emit one event of kind ``state``; `fields` go below ``garrison``, empty ones are left out."""
         document = {
-            "@timestamp": timestamp(time.time()),
-            "event": {
-                "kind": "state",
-                "category": ["host"],
-                "type": ["change"],
-                "action": action,
-                "module": MODULE,
-                "sequence": sequence,
-            },
+            "event": {"kind": "state", "category": ["host"], "type": ["change"], "action": action},
             "garrison": {key: value for key, value in fields.items() if value not in (None, "", [])},
         }
-        line = _line(document)
-        self.ledger.emitted = sequence
-        about = str(fields.get("worker", MODULE))
-        self._put(Batch(MODULE, self.ledger, "state", 1, self._stamp.write(open_objects(line, 1), "state"), about))
+        self.put("state", [document], str(fields.get("worker", MODULE)))
+
+    def put(self, priority: Priority, documents: Sequence[dict[str, Any]], about: str = MODULE) -> int:
+        """Emit documents as one batch. Time, module and sequence number are filled in.
+
+        Args:
+            priority: Of the queue, which need not be the documents' own kind.
+            documents: Each with a table ``event``.
+            about: Whom they are about.
+
+        Returns:
+            The sequence number of the last one.
+        """
+        first = self._sequences[priority] + 1
+        now = timestamp(time.time())
+        lines = []
+        for sequence, document in enumerate(documents, first):
+            event = {**document["event"], "module": MODULE, "sequence": sequence}
+            lines.append(_line({"@timestamp": now, **document, "event": event}))
+        self._sequences[priority] += len(lines)
+        self.ledger.emit(self.epoch, priority, first, len(lines))
+        data = self._stamp.write(open_objects(b"".join(lines), len(lines)), priority)
+        self._put(Batch(MODULE, self.ledger, priority, len(lines), data, about, self.epoch, first))
+        return first + len(lines) - 1
 
 
 def _line(document: dict[str, Any]) -> bytes:

@@ -164,7 +164,7 @@ class Watchman:
     def _look_at_us(self, now: float) -> dict[str, Sample] | None:
         cgroups = self._around.cgroups
         try:
-            self._master = compare(self._master, Sample(now, self._usage_of_master()))
+            self._master = compare(self._master, Sample(now, self.usage_of_master()))
             self._all = compare(self._all, Sample(now, cgroups.usage(None)))
         except CgroupError as error:
             self._around.problems.set("counters", str(error))
@@ -184,7 +184,13 @@ class Watchman:
         self._samples.keep(living)
         return samples
 
-    def _usage_of_master(self) -> Usage:
+    def usage_of_master(self) -> Usage:
+        """Return what master and nursery use.
+
+        Raises:
+            CgroupError: It cannot be read.
+            OSError: The same.
+        """
         usage = self._around.cgroups.usage_of_master()
         with open("/proc/self/statm", "rb") as file:
             resident, shared = (int(field) * _PAGE for field in file.read().split()[1:3])

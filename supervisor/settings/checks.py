@@ -18,14 +18,23 @@ from garrison.supervisor.settings.schema import (
     AggregateBudget,
     Budget,
     EtcdStore,
+    KafkaSink,
+    Metrics,
     Settings,
+    Sink,
+    Spool,
     Store,
     Worker,
 )
 
+AGENT = "agent"
+"""What stands in place of a worker's name where the agent speaks of itself."""
 CONTROL_SOCKET = "control.sock"
 MAX_SOCKET_PATH = 107
 """Longest path of a UNIX socket, bytes: `sun_path` has 108, one of them for the final NUL."""
+
+MIN_SPOOL_BYTES = 1024 * 1024
+"""Smallest spool: ten of the largest batches, and SQLite's log."""
 
 _IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 _CLASS_IN_PACKAGE = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}", re.ASCII)
@@ -83,6 +92,9 @@ def finish_worker(name: str, worker: Worker, key: str, problems: Collector) -> W
         problems.add(
             key, "is no valid worker name", "Use up to 32 lower-case letters, digits, '_' and '-', a letter first"
         )
+        return worker
+    if name == AGENT:
+        problems.add(key, "is the name that the agent's own events bear", "Give the worker another name")
         return worker
     if problems.failed(f"{key}.modules", f"{key}.command"):
         return worker
@@ -156,7 +168,35 @@ def finish(settings: Settings, problems: Collector) -> Settings:
         workers[name] = finish_worker(name, worker, key, problems)
         check_budget(worker.budget, f"{key}.budget", problems, settings.agent.budget)
     check_etcd(settings.store, problems)
+    check_kafka(settings.sink, problems)
+    check_metrics(settings.metrics, problems)
+    check_spool(settings.spool, problems)
     return msgspec.structs.replace(settings, workers=workers)
+
+
+def check_metrics(metrics: Metrics, problems: Collector) -> None:
+    """Note what does not fit together in the settings of the metrics."""
+    keys = ("metrics.socket_group", "metrics.listen")
+    if metrics.socket_group and not metrics.listen.startswith("/") and not problems.failed(*keys):
+        problems.add(keys[0], "needs a UNIX socket", "Set metrics.listen to the path of one, or leave socket_group out")
+
+
+def check_spool(spool: Spool, problems: Collector) -> None:
+    """Note what does not fit together in the settings of the spool."""
+    if problems.failed("spool.max_bytes"):
+        return
+    if 0 < spool.max_bytes < MIN_SPOOL_BYTES:
+        problems.add(
+            "spool.max_bytes",
+            f"is {units.format_bytes(spool.max_bytes)}, too small to be of use",
+            "Set at least 1 MiB, or 0 for no spool",
+        )
+    if spool.max_bytes == 0 and spool.durability == "always" and not problems.failed("spool.durability"):
+        problems.add(
+            "spool.durability",
+            'is "always", and there is no spool: max_bytes is 0',
+            "Set spool.max_bytes, or leave durability out",
+        )
 
 
 def check_etcd(store: Store, problems: Collector) -> None:
@@ -167,8 +207,8 @@ def check_etcd(store: Store, problems: Collector) -> None:
             f"{key}.endpoints", 'is empty, and backend is "etcd"', 'List the members, as in ["10.0.0.1:2379", "etcd2"]'
         )
     for one, other in (("cert", "key"), ("key", "cert"), ("cert", "ca_cert"), ("username", "password_file")):
-        _needs(etcd, one, other, problems)
-    _needs(etcd, "password_file", "username", problems)
+        _needs(etcd, key, one, other, problems)
+    _needs(etcd, key, "password_file", "username", problems)
     if problems.failed(f"{key}.endpoints", f"{key}.ca_cert"):
         return
     for index, endpoint in enumerate(etcd.endpoints):
@@ -182,9 +222,29 @@ def check_etcd(store: Store, problems: Collector) -> None:
             )
 
 
-def _needs(etcd: EtcdStore, one: str, other: str, problems: Collector) -> None:
-    keys = (f"store.etcd.{one}", f"store.etcd.{other}")
-    if getattr(etcd, one) and not getattr(etcd, other) and not problems.failed(*keys):
+def check_kafka(sink: Sink, problems: Collector) -> None:
+    """Note what does not fit together in the settings of the Kafka sink."""
+    kafka, key = sink.kafka, "sink.kafka"
+    if sink.backend == "kafka" and not kafka.bootstrap_servers and not problems.failed(f"{key}.bootstrap_servers"):
+        problems.add(
+            f"{key}.bootstrap_servers",
+            'is empty, and backend is "kafka"',
+            'List some brokers, as in ["kafka1:9092"]; where only the key kafka/host of the store names them, leave '
+            "backend as it is",
+        )
+    for one, other in (("cert", "key"), ("key", "cert"), ("cert", "tls"), ("ca_cert", "tls")):
+        _needs(kafka, key, one, other, problems)
+    for one, other in (("username", "password_file"), ("password_file", "username")):
+        _needs(kafka, key, one, other, problems)
+    login, named = kafka.sasl_mechanism != "none", bool(kafka.username)
+    if login != named and not problems.failed(f"{key}.sasl_mechanism", f"{key}.username"):
+        have, lack = ("sasl_mechanism", "username") if login else ("username", "sasl_mechanism")
+        problems.add(f"{key}.{have}", f"needs {lack}", f"Set {key}.{lack}, or leave {have} out")
+
+
+def _needs(table: EtcdStore | KafkaSink, key: str, one: str, other: str, problems: Collector) -> None:
+    keys = (f"{key}.{one}", f"{key}.{other}")
+    if getattr(table, one) and not getattr(table, other) and not problems.failed(*keys):
         problems.add(keys[0], f"needs {other}", f"Set {keys[1]}, or leave {one} out")
 
 

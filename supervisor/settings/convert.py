@@ -161,9 +161,6 @@ def _choice(shape: Shape, raw: object, key: str, problems: Collector) -> str:
         value = LEVEL_SYNONYMS.get(value.lower(), value.lower())
     if isinstance(value, str) and value in allowed:
         return value
-    later = shape.extra.get("later", {})
-    if isinstance(raw, str) and raw in later:
-        raise _refuse(problems, key, f"is {show(raw)}, but {later[raw]}")
     if isinstance(raw, str):
         what = f"is {show(raw)}; allowed is {', '.join(allowed)}"
         near = nearest(raw, allowed)
@@ -279,11 +276,39 @@ def _check_endpoint(text: str) -> None:
     parse_endpoint(text)
 
 
+def _check_metrics(text: str) -> None:
+    from garrison.supervisor.metrics.address import parse_address  # only where there is one
+
+    parse_address(text)
+
+
+def _check_textfile(path: str) -> None:
+    _check_path(path)
+    if not path.endswith(".prom") or path.endswith("/.prom"):
+        raise ValueError("node_exporter reads only files whose name ends with .prom")
+
+
+def _check_server(text: str) -> None:
+    from garrison.supervisor.stores.values import check_servers  # only where there is one
+
+    check_servers([text])
+
+
+def _check_topic(text: str) -> None:
+    from garrison.supervisor.stores.values import check_topic  # as above
+
+    check_topic(text)
+
+
 _FORMS: dict[str, Any] = {
     "path": _check_path,
     "hostname": check_hostname,
     "cgroup": _check_cgroup,
     "endpoint": _check_endpoint,
+    "server": _check_server,
+    "topic": _check_topic,
+    "metrics": _check_metrics,
+    "textfile": _check_textfile,
 }
 _PARSERS: dict[str, Any] = {BYTES: units.parse_bytes, SECONDS: units.parse_seconds}
 
@@ -297,11 +322,6 @@ def _length(shape: Shape, length: int, noun: str, key: str, problems: Collector)
 
 def _unknown(name: str, settings: dict[str, Setting], table: str, problems: Collector) -> None:
     key = f"{table}.{join(name)}" if table else join(name)
-    for setting in settings.values():
-        later = setting.shape.extra.get("later", {})
-        if name in later:
-            problems.add(key, f"cannot be used: {later[name]}")
-            return
     within = [
         f"{table}.{setting.name}".lstrip(".")
         for setting in settings.values()

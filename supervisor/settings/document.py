@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -167,7 +167,7 @@ def _type(shape: Shape) -> str:
     if get_origin(shape.bare) is dict:
         return "table of strings" if get_args(shape.bare)[1] is str else "table"
     word = "string" if get_origin(shape.bare) is Literal else words[shape.bare]
-    if shape.extra.get("form") == "path":
+    if shape.extra.get("form") in ("path", "textfile"):
         word = "absolute path"
     return f"{word}, {shape.unit}" if shape.unit else word
 
@@ -208,13 +208,20 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page, or with ``--check`` compare it; 1 means that it differs from the schema."""
-    parser = argparse.ArgumentParser(prog="document", description="Write the reference page of the settings.")
-    parser.add_argument("file", help="the page, docs/configuration.md")
+def serve(make: Callable[[], str], description: str, file_help: str, arguments: Sequence[str] | None = None) -> int:
+    """Write a page, or with ``--check`` compare it; 1 means that it differs from what it is made from.
+
+    Args:
+        make: Returns the page.
+        description: What the program does, for its help.
+        file_help: Which file it writes, for its help.
+        arguments: The command line; None: this process's own.
+    """
+    parser = argparse.ArgumentParser(prog="document", description=description)
+    parser.add_argument("file", help=file_help)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is out of date")
     options = parser.parse_args(arguments)
-    text = page()
+    text = make()
     if not options.check:
         with open(options.file, "w", encoding="utf-8") as file:
             file.write(text)
@@ -235,6 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"… and {len(lines) - 40} more lines\n")
     sys.stderr.write(f"{options.file} is out of date: run `make docs`\n")
     return 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page of the settings, or with ``--check`` compare it."""
+    what = "Write the reference page of the settings."
+    return serve(page, what, "the page, docs/configuration.md", arguments)
 
 
 if __name__ == "__main__":

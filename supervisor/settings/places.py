@@ -81,9 +81,13 @@ def resolve(settings: Settings, here: Surroundings) -> Settings:
     file = msgspec.structs.replace(
         settings.sink.file, path=settings.sink.file.path or os.path.join(agent.log_dir, "events.ndjson")
     )
+    spool = msgspec.structs.replace(
+        settings.spool, path=settings.spool.path or os.path.join(agent.state_dir, "spool.sqlite")
+    )
     return msgspec.structs.replace(
         settings,
         agent=agent,
+        spool=spool,
         store=msgspec.structs.replace(settings.store, directory=directory),
         sink=msgspec.structs.replace(settings.sink, file=file),
     )

@@ -230,11 +230,21 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=100_000,
-            description="Events taken from the worker, on average; a burst of five times as many passes, "
-            "what is above is dropped and counted.",
+            description="Events taken from the worker, on average; a burst of `events_burst_seconds` times as many "
+            "passes, what is above is dropped and counted.",
             extra={"unit": "events per second"},
         ),
     ] = 1000.0
+    events_burst_seconds: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=60,
+            description="The largest burst of events, as the time in which so many may come at `events_per_second`. A "
+            "frame is taken whole while anything is left.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 5.0
     beat_seconds: Annotated[
         float,
         Meta(
@@ -556,20 +566,190 @@ class FileSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 20 * MIB
 
 
+class KafkaTopics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Topics of their own for some kinds of events. A topic has to be there: the agent creates none."""
+
+    alert: Annotated[
+        str,
+        Meta(description="Topic of alerts.", extra={"form": "topic", "automatic": "`sink.kafka.topic`"}),
+    ] = ""
+    state: Annotated[
+        str,
+        Meta(
+            description="Topic of what the agent says about itself and its workers.",
+            extra={"form": "topic", "automatic": "`sink.kafka.topic`"},
+        ),
+    ] = ""
+    event: Annotated[
+        str,
+        Meta(description="Topic of all other events.", extra={"form": "topic", "automatic": "`sink.kafka.topic`"}),
+    ] = ""
+    metric: Annotated[
+        str,
+        Meta(
+            description="Topic of heartbeats and measurements.",
+            extra={"form": "topic", "automatic": "`sink.kafka.topic`"},
+        ),
+    ] = ""
+
+
+class KafkaSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Events to Apache Kafka 0.11 or newer. All of it can be changed at run time (SIGHUP), without loss.
+
+    Every message has the host as its key and says host, worker, epoch and priority in its headers. Files are read anew
+    for each connection.
+    """
+
+    bootstrap_servers: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=300, extra={"form": "server"})], ...],
+        Meta(
+            max_length=32,
+            description="Some brokers of the cluster, as `host:port` (9092 where none is given). The key "
+            "`kafka/host` of the store goes before this.",
+            extra={"unique": True},
+        ),
+    ] = ()
+    topic: Annotated[
+        str,
+        Meta(
+            description="Topic of everything that has none in `topics`. The key `kafka/topic` of the store goes before "
+            "this. It has to be there: the agent creates none.",
+            extra={"form": "topic"},
+        ),
+    ] = "garrison"
+    records_per_message: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10000,
+            description="Most events in one message, of one worker and priority, as lines of JSON. 1 is what other "
+            "tools expect; more costs the host a fraction of the CPU, and consumers have to split the lines.",
+        ),
+    ] = 1
+    compression: Annotated[
+        Literal["gzip", "none", "lz4", "zstd", "snappy"],
+        Meta(
+            description="How messages that go together are compressed. `gzip` needs nothing, and costs less CPU than "
+            "`none`, because a checksum is made of what is left. The others need a Python package each: `lz4`, "
+            "`zstandard`, `python-snappy`."
+        ),
+    ] = "gzip"
+    linger_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=5,
+            description="How long events wait for company where few come, counted from the last request. Alerts and "
+            "state do not wait.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 1.0
+    timeout_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=300,
+            description="How long a request may go without acknowledgement before the agent counts Kafka as away. What "
+            "was sent is still waited for, so that it is not sent twice.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 10.0
+    tls: Annotated[bool, Meta(description="Whether connections are encrypted, and the brokers' names checked.")] = False
+    ca_cert: Annotated[
+        Path,
+        Meta(
+            description="Certificates of the authority that signed those of the brokers, PEM.",
+            extra={"automatic": "those that the system trusts"},
+        ),
+    ] = ""
+    cert: Annotated[Path, Meta(description="This host's client certificate, PEM.", extra={"automatic": "none"})] = ""
+    key: Annotated[Path, Meta(description="The key of `cert`, PEM, not encrypted.", extra={"automatic": "none"})] = ""
+    sasl_mechanism: Annotated[
+        Literal["none", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        Meta(description="How the agent logs in. `PLAIN` shows the password to whoever answers: use it with `tls`."),
+    ] = "none"
+    username: Annotated[str, Meta(max_length=256, description="User for the login.", extra={"automatic": "none"})] = ""
+    password_file: Annotated[
+        Path,
+        Meta(
+            description="A file whose first line is the password; readable by its owner only.",
+            extra={"automatic": "none"},
+        ),
+    ] = ""
+    topics: Annotated[KafkaTopics, Meta(description="Topics by kind of event.")] = KafkaTopics()
+
+
 class Sink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where events go."""
 
     backend: Annotated[
-        Literal["file"],
-        Meta(
-            description="The kind of sink.",
-            extra={
-                "restart": True,
-                "later": {"kafka": 'this version has no Kafka sink; the only one is backend = "file"'},
-            },
-        ),
+        Literal["file", "kafka"],
+        Meta(description="The kind of sink. The key `kafka/host` of the store selects Kafka over this."),
     ] = "file"
     file: Annotated[FileSink, Meta(description="The file sink.")] = FileSink()
+    kafka: Annotated[KafkaSink, Meta(description="The Kafka sink.")] = KafkaSink()
+
+
+class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where events wait on disk while the sink cannot take them: [events.md](events.md#the-spool)."""
+
+    path: Annotated[
+        Path,
+        Meta(
+            description="The SQLite database; its log stands beside it. One that cannot be read is set aside under "
+            "another name, at most one of these, and begun anew.",
+            extra={"restart": True, "automatic": "`spool.sqlite` in `agent.state_dir`"},
+        ),
+    ] = ""
+    max_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64 * GIB,
+            description="Most disk space of database and log together, at least 1 MiB. In a full spool the oldest of "
+            "the least important events make room and are counted. 0: no spool.",
+            extra={"unit": BYTES, "restart": True},
+        ),
+    ] = 64 * MIB
+    keep_free: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1024 * GIB,
+            description="Free space of the file system below which the spool takes nothing more: the last of the disk "
+            "belongs to the host.",
+            extra={"unit": BYTES, "restart": True},
+        ),
+    ] = 128 * MIB
+    durability: Annotated[
+        Literal["outage", "always"],
+        Meta(
+            description="`outage`: events go to the spool only while the sink cannot take them; what is in memory is "
+            "lost with the agent, and counted. `always`: every event is on the disk before the worker hears that it is "
+            "safe, which costs a write and a sync of the disk up to 20 times a second.",
+            extra={"restart": True},
+        ),
+    ] = "outage"
+    drain_bytes_per_second: Annotated[
+        int,
+        Meta(
+            ge=4096,
+            le=GIB,
+            description="How fast the spool is emptied when the sink is back, in a second, beside what comes in "
+            "meanwhile. Alerts and state are not held up by this.",
+            extra={"unit": BYTES, "restart": True},
+        ),
+    ] = MIB
+    drain_spread_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="The hosts of a fleet begin to empty their spools spread over this time, or over the time that "
+            "the sink was away where that was shorter.",
+            extra={"unit": SECONDS, "restart": True},
+        ),
+    ] = 30.0
 
 
 class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -595,6 +775,78 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             extra={"unit": BYTES},
         ),
     ] = 5 * MIB
+    events: Annotated[
+        bool,
+        Meta(
+            description="Whether lines of the level `warning` and above, the workers' included, also go to the sink as "
+            "events: at most 10 in a burst and 6 a minute from one source, and none while something is wrong with "
+            "the sink."
+        ),
+    ] = False
+
+
+class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent's own figures for Prometheus; off by default. What there is: [metrics.md](metrics.md)."""
+
+    listen: Annotated[
+        str,
+        Meta(
+            max_length=256,
+            description="Where `GET /metrics` is answered: a loopback address and a port, as in `127.0.0.1:9469` or "
+            "`[::1]:9469`, or the path of a UNIX socket. Nothing but loopback is accepted.",
+            extra={"form": "metrics", "automatic": "none, no endpoint"},
+        ),
+    ] = ""
+    socket_group: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            description="The group that may use the UNIX socket, beside root and the agent's user.",
+            extra={"automatic": "none"},
+        ),
+    ] = ""
+    textfile: Annotated[
+        Path,
+        Meta(
+            description="A file for node_exporter's textfile collector, replaced as a whole and removed at an orderly "
+            "stop. Its name ends with `.prom`; its folder must exist.",
+            extra={"form": "textfile", "automatic": "none, no file"},
+        ),
+    ] = ""
+    textfile_seconds: Annotated[
+        float, Meta(ge=5, le=3600, description="Time between two writes of the textfile.", extra={"unit": SECONDS})
+    ] = 30.0
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the agent may take of the network. A worker's own rate is part of its budget."""
+
+    bytes_per_second: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=GIB,
+            description="Most events that leave the host in a second, before compression, on average, the spool's "
+            "backlog included; a burst of two seconds passes. Alerts and state go ahead of the rest, which then gets "
+            "less. What is above waits in queue and spool. 0: no limit. It does not hold for the file sink.",
+            extra={"unit": BYTES},
+        ),
+    ] = 4 * MIB
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the agent says at regular intervals about itself and its workers: [events.md](events.md#heartbeats)."""
+
+    seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="Time between two heartbeats; each host begins at its own moment. The key `master` of the "
+            "store goes before this.",
+            extra={"unit": SECONDS},
+        ),
+    ] = 60.0
 
 
 def _builtin_workers() -> dict[str, Worker]:
@@ -610,7 +862,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
     store: Annotated[Store, Meta(description="The store.")] = Store()
     sink: Annotated[Sink, Meta(description="The sink.")] = Sink()
+    spool: Annotated[Spool, Meta(description="The spool.")] = Spool()
+    limits: Annotated[Limits, Meta(description="Limits of what leaves the host.")] = Limits()
+    heartbeat: Annotated[Heartbeat, Meta(description="The heartbeat.")] = Heartbeat()
     log: Annotated[Log, Meta(description="The log.")] = Log()
+    metrics: Annotated[Metrics, Meta(description="The metrics.")] = Metrics()
     source: Annotated[
         str, Meta(description="The file it was read from; empty: built-in defaults.", extra={"internal": True})
     ] = ""

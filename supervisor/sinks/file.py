@@ -7,7 +7,7 @@ from itertools import islice
 
 from garrison.supervisor.alternating import AlternatingFile, AlternatingFileError
 from garrison.supervisor.events.queue import Batch
-from garrison.supervisor.sinks.base import Sink, SinkError
+from garrison.supervisor.sinks.base import Refused, Sink, SinkError
 
 PIECE_BYTES = 256 * 1024
 """Most bytes for which batches are put together: each write costs the sink's thread the interpreter lock again."""
@@ -31,7 +31,7 @@ class FileSink(Sink):
         self._begun: Batch | None = None
         self._written = 0
 
-    def write(self, batches: Sequence[Batch]) -> None:
+    def write(self, batches: Sequence[Batch]) -> Sequence[Refused]:
         """Append each batch; see `Sink.write`.
 
         Small batches go to the file together. A batch larger than a file is split between lines. Lines of a batch that
@@ -58,6 +58,7 @@ class FileSink(Sink):
                     "[sink.file] path to another disk",
                     number,
                 ) from failure
+        return ()
 
     def _piece(self, batches: Sequence[Batch], number: int) -> bytes:
         """Return the next lines, of as many batches as fit, or of the begun one as far as it fits into a file."""

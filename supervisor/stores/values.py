@@ -206,9 +206,9 @@ def master_of(value: bytes) -> MasterSettings:
     except KeyGrammarError as error:
         raise ValueRefusedError(str(error)) from error
     if settings.sink is not None:
-        _check_servers(settings.sink.bootstrap_servers)
+        check_servers(settings.sink.bootstrap_servers)
         if settings.sink.topic:
-            _check_topic(settings.sink.topic)
+            check_topic(settings.sink.topic)
     return settings
 
 
@@ -225,7 +225,7 @@ def kafka_servers_of(value: bytes) -> tuple[str, ...]:
         servers = [part.strip() for part in _unquote(text).split(",") if part.strip()]
     if not servers:
         raise ValueRefusedError("no server is named")
-    _check_servers(servers)
+    check_servers(servers)
     return tuple(servers)
 
 
@@ -236,7 +236,7 @@ def kafka_topic_of(value: bytes) -> str:
         ValueRefusedError: Kafka allows no such name.
     """
     topic = _unquote(text_of(value))
-    _check_topic(topic)
+    check_topic(topic)
     return topic
 
 
@@ -287,7 +287,12 @@ def _check_depth(document: object) -> None:
     raise ValueRefusedError(f"nested deeper than {MAX_DEPTH} levels")
 
 
-def _check_servers(servers: list[str]) -> None:
+def check_servers(servers: list[str]) -> None:
+    """Check the addresses of servers.
+
+    Raises:
+        ValueRefusedError: One of them is no ``host`` or ``host:port``, or there are too many.
+    """
     if len(servers) > _MAX_SERVERS:
         raise ValueRefusedError(f"{len(servers)} servers; at most {_MAX_SERVERS} are allowed")
     for server in servers:
@@ -296,7 +301,12 @@ def _check_servers(servers: list[str]) -> None:
             raise ValueRefusedError(f"{shown(server, _SHOWN)!r} is not host or host:port")
 
 
-def _check_topic(topic: str) -> None:
+def check_topic(topic: str) -> None:
+    """Check the name of a topic.
+
+    Raises:
+        ValueRefusedError: Kafka allows no such name.
+    """
     if not _TOPIC.fullmatch(topic) or topic in {".", ".."}:
         raise ValueRefusedError(
             f"{shown(topic, _SHOWN)!r} is no topic: 1 to 249 letters, digits, dots, hyphens and underscores"

@@ -32,12 +32,13 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     cpu_quota_percent: float
     sample_seconds: float
     dry_run: bool
+    acks: bool
 
 
-def pace_of(budget: Budget, *, dry_run: bool = False) -> Pace:
-    """Return what of a budget the worker is told; `dry_run`: its own or the whole agent's."""
-    told = {name: getattr(budget, name) for name in Pace.__struct_fields__ if name != "dry_run"}
-    return Pace(**told, dry_run=dry_run)
+def pace_of(budget: Budget, *, dry_run: bool = False, acks: bool = False) -> Pace:
+    """Return what of a budget the worker is told; `dry_run`: its own or the whole agent's; `acks`: as in `Config`."""
+    told = {name: getattr(budget, name) for name in Pace.__struct_fields__ if name not in ("dry_run", "acks")}
+    return Pace(**told, dry_run=dry_run, acks=acks)
 
 
 class ConfigurationState:

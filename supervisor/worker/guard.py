@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -34,6 +35,8 @@ class Guard:
         watch: What is remembered of the samples of its process.
         verdict: The last breach that had a consequence; None before the first.
         held: What its last process knew of its modules' own breakers.
+        trips: How often the circuit has opened since the master started, by cause.
+        throttles: How often the CPU quota was lowered since then.
     """
 
     def __init__(self, name: str, services: Services, record: Record | None) -> None:
@@ -42,6 +45,8 @@ class Guard:
         self.watch = Watch()
         self.verdict: Verdict | None = None
         self.held: dict[str, Hold] = dict(record.held)
+        self.trips: Counter[Cause] = Counter()
+        self.throttles = 0
         self._configured = record.configured
         self._reset_token = record.reset_token
         self._heard_at: float | None = None
@@ -155,6 +160,7 @@ class Guard:
     def throttle(self, verdict: Verdict, budget: Budget, now: float) -> None:
         """Begin a throttle; ask `may_throttle` before."""
         self.verdict = verdict
+        self.throttles += 1
         self.watch = watching.throttle_begins(self.watch)
         cap = watching.throttle_cap(budget)
         self._set(circuit.throttled(self.breaker, verdict.cause, cap, now, self._services.policy))
@@ -262,5 +268,7 @@ class Guard:
 
     def _set(self, breaker: Breaker, *, always: bool = False) -> None:
         if always or breaker != self.breaker:
+            if breaker.trips > self.breaker.trips and breaker.cause is not None:
+                self.trips[breaker.cause] += 1
             self.breaker = breaker
             self._services.remember()

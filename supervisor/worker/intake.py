@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from garrison.ipc.messages import Applied, Beat, Events, Hold, Log, LogLevel, ModuleBeat, Ready, Result
+from garrison.ipc.messages import Applied, Beat, Events, Hold, Log, LogLevel, ModuleBeat, Priority, Ready, Result
 from garrison.ipc.pacing import TokenBucket
 from garrison.supervisor.events.ledger import WorkerLedger
+from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.events.stamp import Stamp
 from garrison.supervisor.sampler import Facts
 from garrison.supervisor.worker import modules
+from garrison.supervisor.worker.acknowledging import Acknowledger
 from garrison.supervisor.worker.configuration import ConfigurationState
 from garrison.supervisor.worker.services import Services
 
-BURST_SECONDS = 5.0
-"""The burst of a worker's event rate, in seconds of its rate (the contract's "burst x5")."""
 LOG_LINES_PER_SECOND = 20.0
 LOG_BURST_LINES = 100.0
 MAX_LOG_SOURCES = 32
@@ -54,6 +54,7 @@ class Intake:
         ledger: Where its events are booked.
         configuration: Which answers to configurations are for.
         rate: Events a second that are let through.
+        burst_seconds: The largest burst, in seconds of the rate.
         hooks: What the supervision wants to hear of.
 
     Attributes:
@@ -68,6 +69,7 @@ class Intake:
         ledger: WorkerLedger,
         configuration: ConfigurationState,
         rate: float,
+        burst_seconds: float,
         hooks: Hooks,
     ) -> None:
         self.said = ""
@@ -81,24 +83,33 @@ class Intake:
         self._ledger = ledger
         self._configuration = configuration
         self._hooks = hooks
+        self._epoch = 0
         self._stamp: Stamp | None = None
-        self._bucket = TokenBucket(rate, rate * BURST_SECONDS)
+        self._acknowledger: Acknowledger | None = None
+        self._bucket = TokenBucket(rate, rate * burst_seconds)
         self._log_bucket = TokenBucket(LOG_LINES_PER_SECOND, LOG_BURST_LINES)
         self._log_suppressed = 0
         self._log_sources: set[str] = set()
 
-    def begin(self, epoch: int, held: Mapping[str, Hold]) -> None:
-        """Note that what comes from now on is of another process, which was told `held` of its modules."""
+    def begin(
+        self, epoch: int, held: Mapping[str, Hold], acknowledge: Callable[[Priority, int], None] | None = None
+    ) -> None:
+        """Note that what comes from now on is of another process, which was told `held` of its modules.
+
+        `acknowledge` tells that process which of its events are safe; None: nobody does.
+        """
+        self._acknowledger = None if acknowledge is None else Acknowledger(acknowledge)
         self.said = ""
         self.beats = 0
         self._base = self._ledger.emitted, self._ledger.dropped["rate_limit"]
         self._modules = modules.handed(held)
         self._ready = False
+        self._epoch = epoch
         self._stamp = Stamp(self._services.host, self._name, epoch)
 
-    def limit(self, rate: float) -> None:
-        """Change the rate, events a second."""
-        self._bucket.limit(rate, rate * BURST_SECONDS)
+    def limit(self, rate: float, burst_seconds: float) -> None:
+        """Change the rate, events a second, and its burst, in seconds of it."""
+        self._bucket.limit(rate, rate * burst_seconds)
 
     def on_ready(self, ready: Ready) -> None:
         """See `Hooks`."""
@@ -134,11 +145,21 @@ class Intake:
         """Admit a batch by the worker's rate, stamp it and pass it on."""
         if batch.count == 0:
             return
+        last, acknowledger = batch.first + batch.count - 1, self._acknowledger
+        if acknowledger is not None:
+            acknowledger.expect(batch.priority, last)
         if self._stamp is None or not self._bucket.admit(batch.count, self._now()):
-            self._ledger.drop(batch.count, "rate_limit")
+            self._ledger.drop(batch.count, "rate_limit", self._epoch, batch.priority, batch.first)
+            if acknowledger is not None:
+                acknowledger.settle(batch.priority, last)
             return
         data = self._stamp.write(objects, batch.priority)
-        self._services.forward(self._name, self._ledger, batch.priority, batch.count, data)
+        stamped = Batch(
+            self._name, self._ledger, batch.priority, batch.count, data, self._name, self._epoch, batch.first
+        )
+        if acknowledger is not None:
+            stamped.on_settled = lambda settled: acknowledger.settle(settled.priority, settled.last)
+        self._services.forward(stamped)
 
     def on_log(self, log: Log) -> None:
         """Write a worker's line to the agent's log, with its module, at a limited rate."""

@@ -118,7 +118,7 @@ class WorkerProcess:
         self._events = events
         self._receiver = FrameReceiver(events, MAX_UP_BYTES, READ_BYTES)
         self._output = OutputReader(output, listener.on_output)
-        self._ledger = ProcessLedger(ledger)
+        self._ledger = ProcessLedger(ledger, epoch)
         self._listener = listener
         self._on_hang = on_hang
         self._congested = congested

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from garrison.ipc.messages import LogLevel, Priority
+from garrison.ipc.messages import LogLevel
 from garrison.supervisor.breaker import Policy
 from garrison.supervisor.cgroups.base import Limits
 from garrison.supervisor.events.ledger import WorkerLedger
+from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.nursery.client import NurseryClient
 from garrison.supervisor.sampler import Sampler
 from garrison.supervisor.worker.launch import Place
@@ -42,7 +43,8 @@ class Services:
         policy: The breaker's numbers.
         place: Cgroups, their lock and the killswitch.
         nursery: Returns a living nursery, starting one where there is none.
-        forward: Takes stamped events on: worker, its ledger, priority, count, data.
+        ledger: Returns the ledger of a worker.
+        forward: Takes stamped events on.
         congested: Tells whether the sink is behind, so that workers should be read more slowly.
         emit_state: Emits an agent's own ``state`` event: action, fields.
         log: Writes a line: level, source, text.
@@ -52,6 +54,7 @@ class Services:
         sampler: Where usage is read.
         remember: Called when what is kept on disk of a breaker has changed.
         dry_run: Returns whether breaches are only reported.
+        acks: Whether workers are told which of their events are safe.
     """
 
     host: str
@@ -60,7 +63,8 @@ class Services:
     policy: Policy
     place: Place
     nursery: Callable[[], Awaitable[NurseryClient]]
-    forward: Callable[[str, WorkerLedger, Priority, int, bytes], None]
+    ledger: Callable[[str], WorkerLedger]
+    forward: Callable[[Batch], None]
     congested: Callable[[], bool]
     emit_state: Callable[[str, dict[str, Any]], None]
     log: Callable[[LogLevel, str, str], None]
@@ -70,3 +74,4 @@ class Services:
     sampler: Sampler
     remember: Callable[[], None]
     dry_run: Callable[[], bool]
+    acks: bool = False

@@ -15,14 +15,13 @@ from typing import Any, Literal
 import msgspec
 
 from garrison.ipc.frames import FrameTooLargeError
-from garrison.ipc.messages import EXIT_WITHOUT_MODULE, Applied, Beat, Control, Hold, Ready, holds_of
+from garrison.ipc.messages import EXIT_WITHOUT_MODULE, Applied, Beat, Control, Hold, Priority, Ready, holds_of
 from garrison.supervisor.breaker import Breaker, Record
 from garrison.supervisor.budget.watch import Verdict
 from garrison.supervisor.cgroups.base import Limits, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.desired import WorkerDesired
 from garrison.supervisor.desired.model import short_hash
-from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.lifecycle import ALIVE, Event, State, after
 from garrison.supervisor.nursery.client import NurseryDiedError, NurseryError
 from garrison.supervisor.nursery.protocol import Spawn
@@ -73,7 +72,7 @@ class WorkerSupervisor:
         self.definition = definition
         self.desired = desired
         self.state = State.STOPPED
-        self.ledger = WorkerLedger()
+        self.ledger = services.ledger(name)
         self.configuration = ConfigurationState(taken)
         self.process: WorkerProcess | None = None
         self.node = WorkerNode(name, services.place, self._out_of_memory, self._problem)
@@ -82,11 +81,11 @@ class WorkerSupervisor:
         self.last_error: str | None = None
         self._services = services
         hooks = Hooks(ready=self._ready, error=self._complaint, breach=self._broken, gone=self.poke)
-        rate = desired.budget.events_per_second
-        self._intake = Intake(name, services, self.ledger, self.configuration, rate, hooks)
+        rate, burst = desired.budget.events_per_second, desired.budget.events_burst_seconds
+        self._intake = Intake(name, services, self.ledger, self.configuration, rate, burst, hooks)
         self.judge = Judge(self, self._intake, services, record)
         self.guard = self.judge.guard
-        self._pace = pace_of(desired.budget, dry_run=self.dry_run)
+        self._pace = pace_of(desired.budget, dry_run=self.dry_run, acks=services.acks)
         self._nofile = desired.budget.nofile
         self._held: tuple[Held | None, str] = (None, "")
         self._frozen_at: float | None = None
@@ -135,10 +134,10 @@ class WorkerSupervisor:
             self._restart_wanted = self._restart_wanted or changed
         self.desired = desired
         self._reset_wanted |= self.guard.configure(self._configured(), desired.reset_token)
-        self._intake.limit(desired.budget.events_per_second)
+        self._intake.limit(desired.budget.events_per_second, desired.budget.events_burst_seconds)
         if self.process is not None:
             self.process.limit(desired.budget.events_per_second)
-        pace, self._pace = self._pace, pace_of(desired.budget, dry_run=self.dry_run)
+        pace, self._pace = self._pace, pace_of(desired.budget, dry_run=self.dry_run, acks=self._services.acks)
         offer = Offer(
             revision=desired.revision,
             hash=desired.hash,
@@ -343,7 +342,7 @@ class WorkerSupervisor:
         held = self.guard.held_at(self._now())
         offered, pace = self.configuration.offer, self._pace
         config = self.configuration.first(pace, held)
-        self._intake.begin(epoch, held)
+        self._intake.begin(epoch, held, self._acknowledge if services.acks else None)
         self.judge.begin()
         self._degraded, self._frozen_at = False, None
         self._nofile = budget.nofile
@@ -385,6 +384,10 @@ class WorkerSupervisor:
         self.process.limit(self.desired.budget.events_per_second)
         if self.configuration.offer.hash != offered.hash or self._pace != pace:
             self._send_config()
+
+    def _acknowledge(self, priority: Priority, through: int) -> None:
+        if self.process is not None:
+            self.process.down.ack(priority, through)
 
     def _request(self) -> Spawn:
         definition = self.definition

@@ -276,15 +276,6 @@ def test_a_budget_that_does_not_fit_is_refused_and_forgotten_when_it_is_taken_ba
     assert agent.worker("quiet")["pid"] == pid
 
 
-def test_keys_that_choose_kafka_are_not_silently_accepted(make_agent: Make) -> None:
-    agent = make_agent(QUIET)
-    agent.start()
-    agent.put("kafka/host", "127.0.0.1:9092")
-    agent.put("kafka/topic", "events")
-    problems = until(lambda: agent.client.call("status")["agent"]["problems"], "it is shown")
-    assert any("no Kafka sink" in problem for problem in problems)
-
-
 def test_a_refused_configuration_does_not_come_back_with_a_restart(make_agent: Make) -> None:
     agent = make_agent(QUIET)
     key = "agent/config/@all/plugin/quiet/settings"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.debian import unpack
 
 DEBIAN = Path(sys.prefix) / "etcd-debian"
 """Where `fetch_debian` puts Debian's programs: beside the other tools of the checkout."""
@@ -66,36 +66,13 @@ def _checked(folder: Path) -> Binaries:
 
 
 def fetch_debian() -> str:
-    """Download Debian's packages with apt and unpack them into `DEBIAN`; return what happened.
-
-    Nothing is installed: a package that is installed makes a user and starts a server.
-    """
+    """Download Debian's packages with apt and unpack them into `DEBIAN`; return what happened."""
     try:
         return f"etcd {debian().version} is here"
     except MissingError:
         pass
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)  # apt downloads as a user of its own where it can
-        for command in (["apt-get", "download", "etcd-server", "etcd-client"], ["apt-get", "update", "-qq"]):
-            try:
-                done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-            except (OSError, subprocess.SubprocessError) as error:
-                return f"no Debian etcd: {error}"
-            if command[1] == "download" and done.returncode == 0:
-                break
-            if command[1] == "update":
-                done = subprocess.run(
-                    ["apt-get", "download", "etcd-server", "etcd-client"],
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                    timeout=300,
-                    check=False,
-                )
-                if done.returncode != 0:
-                    return f"no Debian etcd: apt-get download: {done.stderr.strip()[-300:]}"
-        for package in Path(folder).glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", package, DEBIAN], check=True, timeout=300)
+    if problem := unpack(("etcd-server", "etcd-client"), DEBIAN):
+        return f"no Debian etcd: {problem}"
     return f"etcd {debian().version} unpacked into {DEBIAN}"
 
 

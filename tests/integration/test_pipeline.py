@@ -20,7 +20,7 @@ from garrison.supervisor.events.own import OwnEvents
 from garrison.supervisor.events.pipeline import Pipeline
 from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.events.stamp import Stamp
-from garrison.supervisor.sinks.base import Sink, SinkError
+from garrison.supervisor.sinks.base import Refused, Sink, SinkError
 from garrison.supervisor.sinks.file import FileSink
 from tests.integration._cgroup_support import eventually
 
@@ -39,7 +39,7 @@ class Scripted(Sink):
         self.free.set()
         self.begun = threading.Event()
 
-    def write(self, batches: Sequence[Batch]) -> None:
+    def write(self, batches: Sequence[Batch]) -> Sequence[Refused]:
         self.begun.set()
         self.free.wait(60)
         if self.failures:
@@ -48,6 +48,7 @@ class Scripted(Sink):
                 self.taken += batches[: failure.delivered]
             raise failure
         self.taken += batches
+        return ()
 
     def reopen(self) -> None:
         self.reopened += 1

@@ -84,6 +84,10 @@ def first_lie() -> None:
     send(READY + events(1, 1, LINE) + events(3, 1, LINE))
 
 
+def repeat() -> None:
+    send(READY + events(1, 2, LINE * 2) + events(2, 1, LINE))
+
+
 def beat_lie() -> None:
     send(READY + events(1, 1, LINE) + beat(0))
 

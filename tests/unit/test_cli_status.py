@@ -109,7 +109,7 @@ def test_the_document_has_the_fields_of_the_contract_in_their_order() -> None:
         "window_seconds", "throttled_to_percent", "throttled_for_seconds", "probation_for_seconds", "dry_run",
     ]  # fmt: skip
     assert list(worker["config"]) == ["revision", "hash", "status", "error"]
-    assert list(worker["events"]) == ["emitted", "delivered", "dropped"]
+    assert list(worker["events"]) == ["emitted", "delivered", "dropped", "in_flight"]
 
 
 def test_a_report_of_a_newer_agent_can_still_be_read() -> None:

@@ -355,3 +355,72 @@ def test_what_libraries_log_is_captured(tmp_path: Path) -> None:
 def test_the_log_does_not_load_the_standard_librarys() -> None:
     done = run("import sys\nlogs.start('info')\nprint('logging' in sys.modules)\nlogs.stop(10)")
     assert done.stdout == b"False\n"
+
+
+def test_ten_writers_never_split_a_line(tmp_path: Path) -> None:
+    import threading
+
+    logs.start("info", folder=str(tmp_path), max_bytes=64 * 1024)
+    seen: set[str] = set()
+
+    def write(number: int) -> None:
+        log = logs.get(f"source{number}")
+        for turn in range(40):
+            log.critical("%d %s", turn, f"{'x' * (turn * 7)}\n2030 forged\r\x1b[2J")
+            logs.flush(30)  # so that none is dropped: this is about whole lines, not about bounds
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        seen.update(texts(tmp_path))
+        threads[0].join(0.01)
+    assert logs.flush(30)
+    assert logs.counters().dropped == 0
+    assert all((tmp_path / f"garrison.{index}.log").stat().st_size <= 64 * 1024 for index in (0, 1))
+    expected = {
+        f"crit source{number}: {turn} {'x' * (turn * 7)}\\n2030 forged\\r\\x1b[2J"
+        for number in range(10)
+        for turn in range(40)
+    }
+    final = texts(tmp_path)
+    assert set(final) <= expected
+    assert len(final) == len(set(final))
+    assert {line for line in seen if line in expected} | set(final) == expected
+
+
+def test_files_can_be_changed_and_given_up_while_it_runs(tmp_path: Path) -> None:
+    logs.start("info", folder=str(tmp_path / "one"))
+    logs.get("a").info("first")
+    logs.set_files(str(tmp_path / "two"), 64 * 1024)
+    logs.get("a").info("second")
+    logs.set_files(None, 1)
+    logs.get("a").info("third")
+    assert logs.flush(30)
+    assert texts(tmp_path / "one") == ["info a: first"]
+    assert texts(tmp_path / "two") == ["info a: second"]
+
+
+def test_lines_lost_by_files_that_were_given_up_stay_counted(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("in the way")
+    logs.start("info", folder=str(tmp_path / "log"))
+    logs.get("a").info("lost")
+    logs.set_files(str(tmp_path / "other"), 64 * 1024)
+    logs.get("a").info("kept")
+    assert logs.flush(30)
+    assert (logs.counters().file_lost, logs.counters().file_error) == (1, "")
+    assert texts(tmp_path / "other") == ["info a: kept"]
+
+
+def test_the_listener_sees_warnings_within_the_rate_of_their_source_and_nothing_else(tmp_path: Path) -> None:
+    heard: list[Line] = []
+    logs.start("info", folder=str(tmp_path))
+    logs.listen(heard.append)
+    logs.get("a").notice("no")
+    logs.get("a").warning("yes")
+    for number in range(1000):
+        logs.get("b").error("%d", number)
+    logs.listen(None)
+    logs.get("a").error("no more")
+    assert [(line.source, line.text) for line in heard[:2]] == [("a", "yes"), ("b", "0")]
+    assert logs.BURST_LINES <= len(heard) < 1000

@@ -139,10 +139,32 @@ def test_a_key_in_the_wrong_table_is_sent_to_the_right_one() -> None:
     assert "[workers.process.budget]" in text
 
 
-def test_kafka_is_refused_as_not_there_yet() -> None:
-    found = problems('sink.backend = "kafka"\n[sink.kafka]')
-    assert "no Kafka sink" in found["sink.backend"]
-    assert "no Kafka sink" in found["sink.kafka"]
+KAFKA = '[sink]\nbackend = "kafka"\n[sink.kafka]\nbootstrap_servers = ["k1:9092", "[::1]"]\n'
+
+
+def test_kafka_needs_servers() -> None:
+    assert "List some brokers" in only('sink.backend = "kafka"', "sink.kafka.bootstrap_servers")
+    assert read(KAFKA).sink.kafka.bootstrap_servers == ("k1:9092", "[::1]")
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "says"),
+    [
+        ('bootstrap_servers = ["http://k1:9092"]', "bootstrap_servers[0]", "not host or host:port"),
+        ('topic = "a b"', "topic", "is no topic"),
+        ('topics = {alert = "a/b"}', "topics.alert", "is no topic"),
+        ('cert = "/c"\nkey = "/k"', "cert", "needs tls"),
+        ('tls = true\ncert = "/c"', "cert", "needs key"),
+        ('ca_cert = "/c"', "ca_cert", "needs tls"),
+        ('sasl_mechanism = "PLAIN"', "sasl_mechanism", "needs username"),
+        ('username = "u"\npassword_file = "/p"', "username", "needs sasl_mechanism"),
+        ('sasl_mechanism = "SCRAM-SHA-256"\nusername = "u"', "username", "needs password_file"),
+        ('sasl_mechanism = "SCRAM"', "sasl_mechanism", "allowed is"),
+        ("records_per_message = 0", "records_per_message", "allowed is 1 to"),
+    ],
+)
+def test_settings_of_kafka_that_cannot_be_are_named(lines: str, key: str, says: str) -> None:
+    assert says in only(f"[sink.kafka]\n{lines}", f"sink.kafka.{key}")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +235,11 @@ def test_a_worker_name_that_could_not_be_a_key_or_a_node_is_refused(name: str) -
     found = problems(f'[workers.{name}]\nmodules = ["process"]')
     assert len(found) == 1
     assert "no valid worker name" in next(iter(found.values()))
+
+
+def test_no_worker_is_called_as_the_agent_calls_itself() -> None:
+    found = problems('[workers.agent]\nmodules = ["process"]')
+    assert "is the name that the agent's own events bear" in found["workers.agent"]
     assert "\n" not in next(iter(found.values()))
 
 

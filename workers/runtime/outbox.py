@@ -21,6 +21,10 @@ FLUSH_BYTES = 56 * 1024
 """Bytes waiting that make a batch go at once: nearly a whole one, because each costs both sides the same again."""
 FLUSH_SECONDS = 0.2
 """How long an event may wait for company. Alerts and states do not wait."""
+WINDOW_BYTES = 512 * 1024
+"""Bytes that may be handed over and not acknowledged, where the master acknowledges: what a crash of it can lose.
+Alerts and states may pass it once more. The master commits some times a second; this is more than it reads from one
+worker in that time."""
 ENTRY_BYTES = 256
 """What one waiting event costs beside its line: its objects (120 bytes in CPython 3.11) and the drop marker
 that may come to stand next to it."""
@@ -48,9 +52,10 @@ class _Gap:
 class _Queue:
     """One priority: waiting lines and gaps, each in sequence order, together without a hole."""
 
-    __slots__ = ("bytes", "gaps", "lines", "next_in", "next_out", "since")
+    __slots__ = ("bytes", "gaps", "lines", "next_in", "next_out", "sent", "since")
 
     def __init__(self) -> None:
+        self.sent: deque[tuple[int, int, int]] = deque()
         self.lines: deque[tuple[int, bytes]] = deque()
         self.gaps: list[_Gap] = []
         self.next_in = 1
@@ -135,6 +140,8 @@ class Outbox:
         self.relieve: Callable[[], bool] = lambda: False
         self._lock = threading.Lock()
         self._queues: dict[Priority, _Queue] = {priority: _Queue() for priority in PRIORITIES}
+        self._acks = False
+        self._unacknowledged_bytes = 0
         self._used = 0  # kept in step with the queues, because every event asks for it
         self._dropped: Counter[str] = Counter()
         self._flushed_at = float("-inf")
@@ -217,6 +224,10 @@ class Outbox:
                     continue
                 before = queue.cost()
                 ranges, first, lines = queue.take()
+                if self._acks and lines:
+                    size = before - queue.cost()
+                    queue.sent.append((first + len(lines) - 1, len(lines), size))
+                    self._unacknowledged_bytes += size
                 self._used -= before - queue.cost()
                 if priority not in _URGENT and queue.next_out == queue.next_in:
                     self._flushed_at = now
@@ -243,6 +254,27 @@ class Outbox:
         """Say that the writer comes back when the pipe has room, so that nobody needs to wake it."""
         with self._lock:
             self._writer_comes_at = float("-inf")
+
+    def expect_acks(self, expected: bool) -> None:
+        """Say whether the master acknowledges what it has stored. Then only so much is handed over ahead of that."""
+        with self._lock:
+            if self._acks and not expected:
+                self._unacknowledged_bytes = 0
+                for queue in self._queues.values():
+                    queue.sent.clear()
+            self._acks = expected
+
+    def acknowledge(self, priority: Priority, through: int) -> None:
+        """Note that the master answers for the events of a priority up to a number."""
+        with self._lock:
+            sent = self._queues[priority].sent
+            while sent and sent[0][0] <= through:
+                self._unacknowledged_bytes -= sent.popleft()[2]
+
+    def unacknowledged(self) -> int:
+        """Return how many events were handed over that nobody else answers for yet."""
+        with self._lock:
+            return sum(count for queue in self._queues.values() for _last, count, _size in queue.sent)
 
     def emitted(self) -> dict[Priority, int]:
         """Return how many numbers were given out, by priority; priorities never used are left out."""
@@ -272,6 +304,8 @@ class Outbox:
             return all(queue.next_out == queue.next_in for queue in self._queues.values())
 
     def _due(self, priority: Priority, queue: _Queue) -> float:
+        if self._unacknowledged_bytes >= WINDOW_BYTES * (2 if priority in _URGENT else 1):
+            return float("inf")  # the next acknowledgement wakes the writer
         if priority in _URGENT or queue.bytes >= FLUSH_BYTES:
             return float("-inf")
         # The first event after a quiet time goes at once; those after it share the next flush.

@@ -233,8 +233,8 @@ class _Worker:
                     self._assign(task)
                 case Stop(reason):
                     self._stop = reason or "the master asked"
-                case Ack():
-                    pass  # the master keeps the events; this process has nothing left of them
+                case Ack(priority, through):
+                    self._outbox.acknowledge(priority, through)
 
     def _obey(self, action: str) -> None:
         if action == "reset":
@@ -253,6 +253,7 @@ class _Worker:
             self._beat_seconds = seconds
             self._beat_at = min(self._beat_at, time.monotonic() + seconds)
         self._watch.configure(config)
+        self._outbox.expect_acks(config.acks)
         if not self._configured:
             self._configured = True
             self._watch.begin(config.held, time.monotonic())
@@ -303,6 +304,7 @@ class _Worker:
             emitted=self._outbox.emitted(),
             queued=queued,
             queued_bytes=queued_bytes,
+            unacknowledged=self._outbox.unacknowledged(),
             dropped=self._outbox.dropped(),
             modules=modules,
             degraded=self._degraded,

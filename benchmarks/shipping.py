@@ -1,0 +1,195 @@
+"""(g) Events from a worker into Kafka, both kinds of messages, beside a bare kafka-python producer with the same bytes.
+
+The broker is Apache Kafka where `make test-kafka` has fetched it, else the small one of the tests; the report says
+which.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.agent import Agent
+from benchmarks.context import Context, Deadline
+from benchmarks.proc import pss_mib, usage
+from benchmarks.report import Report, Row
+from benchmarks.stats import Series
+from tests.e2e._agent import until
+from tests.kafka.brokers import ApacheKafka, Kafka, Tansu
+from tests.kafka.fetch import MissingError
+
+PEER = Path(__file__).parent / "peers" / "kafka_bare.py"
+MODES = {"one event a message": 1, "lines of events": 1000}
+EVENTS = 30_000
+TURN_SECONDS = 60.0
+REFILL_SECONDS = 1.5
+LOOK_SECONDS = 0.02
+GOAL_PERCENT = 0.5
+COMPRESSION = "gzip"
+
+WORKERS = """
+[workers.source]
+modules = ["@/modules/bench_modules.py:Source"]
+[workers.source.budget]
+cpu_quota_percent = 200
+cpu_trip_percent = 200
+events_per_second = 100000
+[workers.talker]
+modules = ["@/modules/talker.py:Talker"]
+[workers.talker.settings]
+every_seconds = 0.1
+events = 0
+alerts = 0
+"""
+AGGREGATE = "[agent.budget]\ncpu_quota_percent = 400\n"
+SINK = """
+[sink]
+backend = "kafka"
+[sink.kafka]
+bootstrap_servers = ["{server}"]
+topic = "{topic}"
+records_per_message = {per_message}
+compression = "{compression}"
+"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn moved: events a second, and CPU seconds of the master."""
+
+    rate: float
+    cpu: float
+
+
+class Measured:
+    """The series of one mode."""
+
+    def __init__(self, mode: str) -> None:
+        self.rate = Series(f"worker → Kafka, {mode}", "events/s")
+        self.cpu = Series("master", "ms")
+        self.steady = Series("master", "%")
+        self.memory = Series("master", "MiB")
+        self.bare_rate = Series("bare kafka-python", "events/s")
+        self.bare_cpu = Series("bare kafka-python", "ms")
+
+
+def run(context: Context) -> Report:
+    """Measure bursts in turns with the peer, then the cost of 100 events a second; for both kinds of messages."""
+    report = Report("shipping")
+    count, deadline = context.count(5, 1), Deadline(context.seconds(240, 60))
+    with ExitStack() as stack:
+        broker, name = _broker(stack, context.folder / "broker")
+        for number, (mode, per_message) in enumerate(MODES.items()):
+            topic, seen = f"shipping{number}", Measured(mode)
+            broker.create_topic(topic)
+            broker.create_topic(f"{topic}-bare")
+            sink = SINK.format(
+                server=broker.bootstrap[0], topic=topic, per_message=per_message, compression=COMPRESSION
+            )
+            with Agent(context.folder / topic, WORKERS, "", AGGREGATE + sink) as agent:
+                agent.wait_running()
+                for turn in range(count):
+                    if deadline.over and turn:
+                        break
+                    context.noise.sample()
+                    time.sleep(REFILL_SECONDS)
+                    moved = _burst(agent, turn + 1)
+                    seen.rate.add(moved.rate)
+                    seen.cpu.add(moved.cpu / EVENTS * 1e6)
+                    seconds, cpu = _bare(broker, topic, context.folder / f"{topic}.lines")
+                    seen.bare_rate.add(EVENTS / seconds)
+                    seen.bare_cpu.add(cpu / EVENTS * 1e6)
+                _steady(agent, seen, context.seconds(20, 5))
+            _tell(report, mode, seen)
+        report.notes.append(
+            f"broker: {name}, on the same machine; {COMPRESSION}, acks=all, idempotent; CPU is the master's, which "
+            "also reads the events from the worker, checks, stamps and accounts for them; for lines of events the bare "
+            "producer sends the same messages as the agent"
+        )
+    return report
+
+
+def _broker(stack: ExitStack, folder: Path) -> tuple[Kafka, str]:
+    try:
+        return stack.enter_context(ApacheKafka(folder)), "Apache Kafka, one node"
+    except MissingError:
+        return stack.enter_context(Tansu(folder)), "Tansu (make test-kafka fetches Apache Kafka)"
+
+
+def _books(agent: Agent, worker: str) -> dict[str, Any]:
+    found: dict[str, Any] = agent.workers()[worker]["events"]
+    return found
+
+
+def _burst(agent: Agent, turn: int) -> Turn:
+    """Have the worker send `EVENTS`; return how fast they were acknowledged.
+
+    Raises:
+        AssertionError: They were not, or some were over the rate limit.
+    """
+    before = _books(agent, "source")
+    master = [agent.running.pid]
+    used, begin = usage(master), time.monotonic()
+    agent.configure("source", {"turn": turn, "count": EVENTS})
+    wanted = before["delivered"] + EVENTS
+    while (now := _books(agent, "source"))["delivered"] < wanted:
+        if time.monotonic() > begin + TURN_SECONDS:
+            raise AssertionError(f"not all {EVENTS} events were delivered within {TURN_SECONDS:g} s: {now}")
+        time.sleep(LOOK_SECONDS)
+    seconds = time.monotonic() - begin
+    if now["dropped"].get("rate_limit", 0):
+        raise AssertionError(f"events were over the rate limit: the limit was measured, not the way: {now}")
+    return Turn(EVENTS / seconds, (usage(master) - used).cpu_seconds)
+
+
+def _bare(broker: Kafka, topic: str, path: Path) -> tuple[float, float]:
+    """Send what the agent sent in one turn with a bare producer; return seconds and CPU seconds."""
+    if not path.exists():
+        events, lines = 0, []
+        for record in broker.read(topic):
+            if dict(record.headers)["worker"] == b"source" and events < EVENTS:
+                events += int(dict(record.headers)["count"])
+                lines.append(record.value.hex())
+        path.write_text("\n".join(lines))
+    command = [sys.executable, str(PEER), broker.bootstrap[0], f"{topic}-bare", str(path), COMPRESSION]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    if done.returncode != 0:
+        raise AssertionError(f"the bare producer failed: {done.stderr[-500:]}")
+    seconds, cpu = map(float, done.stdout.split())
+    return seconds, cpu
+
+
+def _steady(agent: Agent, seen: Measured, seconds: float) -> None:
+    """Measure the master without events, and with 100 a second; the difference is what they cost."""
+    shares = []
+    for events in (0, 10):
+        agent.configure("talker", {"events": events})
+        reached = _books(agent, "talker")["delivered"] + (50 if events else 0)
+        until(lambda reached=reached: _books(agent, "talker")["delivered"] >= reached, "the talker talks")  # type: ignore[misc]
+        time.sleep(2.0)
+        used, begin = usage([agent.running.pid]), time.monotonic()
+        time.sleep(seconds)
+        shares.append(100 * (usage([agent.running.pid]) - used).cpu_seconds / (time.monotonic() - begin))
+    seen.steady.add(shares[1] - shares[0])
+    seen.memory.add(pss_mib(agent.running.pid))
+
+
+def _tell(report: Report, mode: str, seen: Measured) -> None:
+    cpu = seen.bare_cpu.p50 / seen.cpu.p50
+    steady = seen.steady.p50
+    report.rows += [
+        Row(f"{mode}: {EVENTS:,} events in a row", seen.rate, seen.bare_rate, seen.rate.p50 / seen.bare_rate.p50),
+        Row(f"{mode}: CPU per 1,000 events", seen.cpu, seen.bare_cpu, cpu),
+        Row(
+            f"{mode}: CPU for 100 events a second",
+            seen.steady,
+            goal=f"< {GOAL_PERCENT:g} %",
+            met=steady < GOAL_PERCENT,
+        ),
+        Row(f"{mode}: memory of the master with the producer (PSS)", seen.memory),
+    ]

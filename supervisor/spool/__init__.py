@@ -1,0 +1,1 @@
+"""The spool: events on disk while the sink cannot take them, or until it has."""
