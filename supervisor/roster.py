@@ -21,7 +21,7 @@ class Roster:
 
     Args:
         make: Makes the supervisor of a worker that is wanted for the first time.
-        retired: Called with its name when the last of a retired worker is gone: another of that name may be wanted by then.
+        retired: Called with its name when the last of a retired worker is gone: another of that name may be wanted.
 
     Attributes:
         workers: By name; the same object for good.
