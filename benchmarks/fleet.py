@@ -16,8 +16,9 @@ from benchmarks.report import Report, Row
 from benchmarks.stats import Series, number
 from benchmarks.swarm import PER_PROCESS, STARTS_PER_SECOND, Processes
 from garrison.supervisor.keys import DEFAULT_PREFIX
+from garrison.supervisor.presence.publisher import FLEET_GAP_SECONDS
 from garrison.supervisor.stores.etcd import listing
-from garrison.supervisor.stores.etcd.aim import Aim, aim_at
+from garrison.supervisor.stores.etcd.aim import Aim, aim_at, whole
 from garrison.supervisor.stores.etcd.connection import Connection
 from garrison.supervisor.stores.etcd.store import REREAD_SECONDS
 from tests.e2e._agent import until
@@ -35,6 +36,8 @@ PREFIX = f"{DEFAULT_PREFIX}/server/config/"
 STOP = f"{PREFIX}@all/worker/process"
 KILLSWITCH = f"{PREFIX}@all/killswitch"
 STATUS = f"{DEFAULT_PREFIX}/agent/status/"
+QUIET_SECONDS = FLEET_GAP_SECONDS + 5
+"""After the last agent has come: with a status that was just written the next one waits longer."""
 STATUS_SECONDS = 62.0
 LATEST_SECONDS = 90.0
 """What the whole fleet caused is written within 61 s, spread by host hash (supervisor/presence/publisher.py); what this
@@ -90,11 +93,11 @@ def rereads(context: Context, cluster: Cluster, operator: Operator, report: Repo
             for _ in range(each):
                 read(operator.connection, aim)
 
-        cpu = Series(f"etcd's CPU for {what}", "µs")
+        cpu, received, sent = Series(f"etcd's CPU for {what}", "µs"), 0.0, 0.0
         for _ in range(8):
             used, received, sent, _ = load.over(work)
             cpu.add(used / each * 1e6)
-        report.rows.append(Row(f"{what}: CPU of all members, {len(listing.whole(aim))} prefixes", cpu))
+        report.rows.append(Row(f"{what}: CPU of all members, {len(whole(aim))} prefixes", cpu))
         text = f"{what}: {received / each:.0f} bytes to etcd and {sent / each:.0f} back, without gRPC's headers"
         if every:
             rate = MILLION / every
@@ -161,19 +164,20 @@ def run(context: Context) -> Report:
         time.sleep(SETTLE_SECONDS)
         after = sum(map(rss_mib, pids))
         memory.add((after - before) * 1024 / count)
-        own, idle = usage(swarm.pids), 0.0
+        own, idle, up, down, lasted = usage(swarm.pids), 0.0, 0.0, 0.0, 0.0
         for base in quiet:
             used, received, sent, took = load.over(lambda: time.sleep(seconds))
             cpu.add((used - base) / took / count * 100)
-            idle += used / took / slices
+            idle, up, down, lasted = idle + used, up + received, down + sent, lasted + took
         mine = usage(swarm.pids) - own
         found = metrics(cluster)
         if not context.quick:
+            time.sleep(max(0.0, QUIET_SECONDS - SETTLE_SECONDS - lasted))
             statuses(swarm, operator, stack.enter_context(Watcher(cluster, cluster.members[-1], STATUS)), report)
-        for turn in range(2 if context.quick else 11):
+        for turn in range(2 if context.quick else 11):  # the first one is thrown away: caches are cold
             for shots in (stop, kill):
                 context.noise.sample()
-                shoot(swarm, operator, watchers, pids, shots, idle, keep=turn > 0)  # the first one: caches are cold
+                shoot(swarm, operator, watchers, pids, shots, idle / lasted, keep=turn > 0)
         state, elections = swarm.state(), cluster.leader().status()["raftTerm"] - term
     report.rows += [
         Row(f"etcd: memory of all members for each of {count:,} agents", memory),
@@ -183,7 +187,7 @@ def run(context: Context) -> Report:
         *kill.rows("killswitch", "has begun to kill", count),
     ]
     streams, watches = found["etcd_debugging_mvcc_watch_stream_total"], found["etcd_debugging_mvcc_watcher_total"]
-    up, down, share = received / took / count, sent / took / count, 100 / (seconds * slices) / count
+    share = 1 / lasted / count
     report.notes.append(
         f"in the end {state['connected']:,} of {count:,} agents were connected and {state['registered']:,} registered, "
         f"after {state['sessions']:,} sessions and {elections} elections"
@@ -194,9 +198,9 @@ def run(context: Context) -> Report:
         f"watch streams, {MEMBERS} of them `etcdctl watch`, and {watches:.0f} watches"
     )
     report.notes.append(
-        f"with nothing to tell and a lease of 60 s an agent sends {up:.1f} bytes/s and receives {down:.1f}, without "
-        f"gRPC's headers and pings; {PER_PROCESS} simulated agents to a process, each "
-        f"{number(mine.cpu_seconds * share)} % of a core, on the machine of all {MEMBERS} members"
+        f"with nothing to tell and a lease of 60 s an agent sends {up * share:.1f} bytes/s and receives "
+        f"{down * share:.1f}, without gRPC's headers and pings; {PER_PROCESS} simulated agents to a process, each "
+        f"{number(mine.cpu_seconds * share * 100)} % of a core, on the machine of all {MEMBERS} members"
     )
     return report
 

@@ -220,8 +220,10 @@ path = "{self.store}"
         """Wait until a worker's status has these values; return it."""
 
         def look() -> dict[str, Any] | None:
-            worker = self.worker(name)
-            return worker if all(worker[key] == value for key, value in wanted.items()) else None
+            # Not there while its predecessor of that name is being retired.
+            workers = self.client.call("status")["workers"]
+            worker = next((worker for worker in workers if worker["name"] == name), {})
+            return worker if all(worker.get(key) == value for key, value in wanted.items()) else None
 
         try:
             return until(look, f"worker {name} with {wanted}")
