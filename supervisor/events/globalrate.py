@@ -8,17 +8,18 @@ from garrison.supervisor.events.pacing import URGENT
 BURST_SECONDS = 2.0
 """The burst, in seconds of the rate."""
 RESERVED_SHARE = 0.25
-"""Share of the burst that only alerts and states may use: they never wait for events that came before them."""
-DEBT_SECONDS = 10.0
-"""How far alerts and states may run ahead of the rate, in seconds of it. Events make up for that."""
+"""Share of the burst that events leave to alerts and states."""
+URGENT_SECONDS = 10.0
+"""The burst of alerts and states by themselves, in seconds of the rate. Events make up for it."""
 
 
 class GlobalRate:
-    """A token bucket of bytes with a reserve for what is urgent.
+    """Two token buckets of bytes: one that everything draws from, and one for what is urgent alone.
 
-    Events and metrics leave while more than the reserve is there. Alerts and states leave as long as the debt
-    is below ten seconds of the rate, and what they take beyond their share the others go without; so a flood of
-    events never delays an alert, and the average holds for all of them together. One batch may overdraw.
+    Alerts and states ask only their own: however much events have overdrawn (one write of the sink's may), they do not
+    wait for that, and only they themselves can be too many. Events and metrics leave while the common bucket
+    holds more than a reserve, and what alerts and states took is missing there; so the average holds for all
+    of them together, and a flood of events never delays an alert.
 
     Args:
         rate: Bytes a second; 0: no limit.
@@ -27,31 +28,38 @@ class GlobalRate:
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._tokens = rate * BURST_SECONDS
+        self._urgent = rate * URGENT_SECONDS
         self._at: float | None = None
 
     def limit(self, rate: float) -> None:
-        """Change the rate, bytes a second; what has collected stays, up to the new burst."""
-        if self._rate == 0:
-            self._tokens = rate * BURST_SECONDS
-        self._rate = rate
-        self._tokens = max(min(self._tokens, rate * BURST_SECONDS), -rate * DEBT_SECONDS)
+        """Change the rate, bytes a second. What was overdrawn is forgotten."""
+        if rate != self._rate:
+            self._rate = rate
+            self._tokens, self._urgent = rate * BURST_SECONDS, rate * URGENT_SECONDS
 
     def wait(self, priority: Priority, now: float) -> float:
         """Return how long a batch of a priority has to wait at the monotonic time `now`, seconds; 0: it may go."""
         if self._rate <= 0:
             return 0.0
         self._refill(now)
-        floor = -self._rate * DEBT_SECONDS if priority in URGENT else self._rate * BURST_SECONDS * RESERVED_SHARE
-        return 0.0 if self._tokens > floor else (floor - self._tokens) / self._rate + 0.001
+        floor, tokens = self._rate * BURST_SECONDS * RESERVED_SHARE, self._tokens
+        if priority in URGENT:
+            floor, tokens = 0.0, self._urgent
+        return 0.0 if tokens > floor else (floor - tokens) / self._rate + 0.001
 
     def took(self, priority: Priority, size: int, now: float) -> None:
         """Note that `size` bytes leave."""
-        if self._rate > 0:
-            self._refill(now)
-            self._tokens -= size
+        if self._rate <= 0:
+            return
+        self._refill(now)
+        self._tokens -= size
+        if priority in URGENT:
+            self._urgent -= size
 
     def _refill(self, now: float) -> None:
         if self._at is not None and now > self._at:
-            self._tokens = min(self._tokens + (now - self._at) * self._rate, self._rate * BURST_SECONDS)
+            more = (now - self._at) * self._rate
+            self._tokens = min(self._tokens + more, self._rate * BURST_SECONDS)
+            self._urgent = min(self._urgent + more, self._rate * URGENT_SECONDS)
         if self._at is None or now > self._at:
             self._at = now

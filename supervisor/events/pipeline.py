@@ -30,8 +30,9 @@ WRITE_BYTES = 1024 * 1024
 """Most bytes taken from the queue for one write."""
 CONGESTED_SHARE = 0.5
 """Share of the queue's bound above which workers are read more slowly, as long as the sink makes progress."""
-PROGRESS_SECONDS = 0.5
-"""A sink that has taken nothing for so long makes no progress: waiting for it would help nobody."""
+PROGRESS_SECONDS = 3.0
+"""A sink that has taken nothing for so long makes no progress: waiting for it would help nobody. One write to Kafka
+takes up to a second on a busy host."""
 RETRY_BASE_SECONDS = 0.25
 RETRY_CAP_SECONDS = 15.0
 HURRY_SECONDS = 1.0

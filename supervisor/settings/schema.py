@@ -638,7 +638,7 @@ class KafkaSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float,
         Meta(
             ge=0,
-            le=5,
+            le=2,
             description="How long events wait for company where few come, counted from the last request. Alerts and "
             "state do not wait.",
             extra={"unit": SECONDS},

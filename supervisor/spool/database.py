@@ -177,6 +177,14 @@ class SpoolFile:
                 total += os.stat(self._path + side).st_size
         return total
 
+    def roomy(self) -> bool:
+        """Whether the file system has room for what is written next."""
+        try:
+            found = os.statvfs(os.path.dirname(self._path) or ".")
+        except OSError:
+            return False
+        return found.f_bavail * found.f_frsize >= self._keep_free + self._room.transaction_bytes
+
     def fit(self) -> list[Loss]:
         """Bring a database that is larger than its bound down to it. Call it once before the first `write`.
 

@@ -215,7 +215,7 @@ class Keeper:
         if self.contents.confirmed:
             times.append(now if self._ended else self._confirmed_at + CONFIRM_SECONDS)
         if not self._ended:
-            if self._expected and self._file is None:
+            if self.error or (self._expected and self._file is None):
                 times.append(now)
             if self._shrink_at is not None:
                 times.append(self._shrink_at)
@@ -229,7 +229,7 @@ class Keeper:
         return self.contents.unread.total() > 0 and not away and self.contents.ready.bytes < self.piece_bytes // 2
 
     def _turn(self, batches: list[Batch], confirmed: Confirmed, pinned: dict[Priority, int]) -> None:
-        opened = self._file is None
+        opened = self._file is None or time.monotonic() >= self._retry_at > float("-inf")
         file = self._file if self._file is not None else self._open()
         if not self._fitted and time.monotonic() >= self._retry_at:
             lost = file.fit()
@@ -248,16 +248,19 @@ class Keeper:
         if self._shrink_at is not None and time.monotonic() >= self._shrink_at:
             self._shrink_at = None
             file.shrink()
-        size = file.size()
+        size, roomy = file.size(), not self.error or file.roomy()
         with self._wakeup:
             self._size, self._events = size, file.events.total()
             if written is not None:
                 empty = not (self._events or self.contents.waiting())
                 self._shrink_at = time.monotonic() + IDLE_SECONDS if empty else None
             news = False
-            if opened or written is not None:
+            if (written is not None and written.stored) or ((opened or written is not None) and roomy):
                 self._failures, self._retry_at = 0, float("-inf")
                 news = self._note("")
+            elif self.error and time.monotonic() >= self._retry_at:
+                # Nothing has failed, and nothing says that the next batch would not.
+                self._retry_at = time.monotonic() + self._backoff()
             self._changed()
         if news:
             self._on_trouble("")
@@ -315,11 +318,7 @@ class Keeper:
             if error.kind == "corrupt":
                 self._flow.queue.put_back(self.contents.lost(self._flow.held))
                 self._events = self._size = 0
-            wait = backoff(
-                self._failures, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, identity=(self._host, "spool")
-            )
-            self._failures += 1
-            self._retry_at = time.monotonic() + wait
+            self._retry_at = time.monotonic() + self._backoff()
             # Before anybody is told to look again: it decides who may go past the spool.
             news = self._note(text)
             self._changed()
@@ -343,6 +342,12 @@ class Keeper:
         except OSError as error:
             return f"it cannot be set aside: {error.strerror or error}"
         return f"it is now {name}"
+
+    def _backoff(self) -> float:
+        """Return how long to leave the spool alone after one more try that did not help, seconds."""
+        self._failures += 1
+        identity = (self._host, "spool")
+        return backoff(self._failures - 1, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, identity=identity)
 
     def _note(self, error: str) -> bool:
         """Take note of what is wrong now *(locked)*; returns whether that is news."""

@@ -445,7 +445,7 @@ def test_the_status_document_is_the_contract_field_by_field(make_agent: Make) ->
             "dry_run": bool,
         },
         "config": {"revision": int, "hash": str, "status": str, "error": type(None)},
-        "events": {"emitted": int, "delivered": int, "dropped": dict},
+        "events": {"emitted": int, "delivered": int, "dropped": dict, "in_flight": int},
         "restarts": int,
         "desired_by": str,
         "last_error": type(None),

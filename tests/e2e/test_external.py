@@ -53,7 +53,7 @@ def test_a_program_that_speaks_frames_is_a_worker_like_any_other(make_agent: Mak
     stopped = agent.wait_event(event__action="worker-stopped")
     assert stopped["garrison"]["exit"] == "exit status 0"
     events = agent.worker("outside")["events"]
-    assert events == {"emitted": 1, "delivered": 1, "dropped": {}}
+    assert events == {"emitted": 1, "delivered": 1, "dropped": {}, "in_flight": 0}
 
 
 def test_a_program_that_is_not_there_says_so(make_agent: Make) -> None:

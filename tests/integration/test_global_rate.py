@@ -38,7 +38,7 @@ def put(pipeline: Pipeline, ledger: WorkerLedger, priority: Priority, first: int
 def test_alerts_go_ahead_of_a_backlog_that_the_rate_holds_back(way_out: tuple[Pipeline, GlobalRate]) -> None:
     pipeline, rate = way_out
     events, alerts = WorkerLedger("events"), WorkerLedger("alerts")
-    # A hundred seconds' worth of events, and the first write takes what the burst allows.
+    # A hundred seconds' worth of events; the first write overdraws by far.
     put(pipeline, events, "event", 1, [1000] * 2000)
     until(lambda: events.delivered > 0, "the burst")
     for number in range(1, 21):

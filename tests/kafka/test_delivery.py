@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import socket
+import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +143,37 @@ def test_hurrying_ends_a_wait_for_a_dead_broker_soon(sinks: list[KafkaSink]) -> 
     sinks[0].hurry()
     with pytest.raises(SinkError):
         sinks[0].write([batch(1, 1)])
+
+
+def test_whoever_answers_on_the_port_cannot_fill_the_memory(sinks: list[KafkaSink]) -> None:
+    """The other side answers with a frame of 3 MiB and goes on for ever; how much it got rid of is what was read."""
+    sent: list[int] = []
+
+    def answer(connection: socket.socket) -> None:
+        number = len(sent)
+        sent.append(0)
+        with connection:
+            try:
+                connection.recv(1024)
+                connection.sendall(struct.pack(">i", 3 * 2**20))
+                while True:
+                    connection.sendall(bytes(65536))
+                    sent[number] += 65536
+            except OSError:
+                return
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        sinks.append(make_sink([f"127.0.0.1:{server.getsockname()[1]}"], timeout_seconds=1.0))
+        with pytest.raises(SinkError, match="Kafka at"):
+            sinks[0].write([batch(1, 1)])
+    assert sent
+    assert max(sent) < 32 * 2**20, "the connection ends with the first answer that is none"

@@ -80,7 +80,7 @@ class Client(KafkaNetClient):  # type: ignore[misc,unused-ignore]
 
 
 def _receive(transport: Any) -> tuple[bytes, Exception | None]:
-    """Return what has come, up to about `READ_BYTES`, and what ended the connection; the rest is there the next time."""
+    """Return what has come, up to about `READ_BYTES`, and what ended the connection; the rest comes the next time."""
     sock, pieces, size = transport._sock, [], 0  # noqa: SLF001
     error: Exception | None = None
     while True:
