@@ -100,7 +100,7 @@ class Processes:
         """Wait until all have done something; return when each of them did, monotonic seconds, in order."""
 
         def look() -> list[float]:
-            time.sleep(1.0)  # who asks them keeps them from working
+            time.sleep(0.5)  # who asks them keeps them from working
             found = [at for answer in self.ask(question) for at in answer]
             return sorted(found) if None not in found else []
 
