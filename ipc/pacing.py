@@ -67,16 +67,24 @@ class TokenBucket:
 
         Time that goes backwards adds nothing.
         """
-        if self._at is None or now > self._at:
-            if self._at is not None:
-                self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
-            self._at = now
+        self._refill(now)
         if self._tokens <= 0:
             return False
         self._tokens -= count
         return True
 
+    def charge(self, count: float, now: float) -> None:
+        """Take `count` tokens that something else has admitted, also where that leaves a debt."""
+        self._refill(now)
+        self._tokens -= count
+
     def limit(self, rate: float, burst: float) -> None:
         """Change the rate and the burst; tokens already there stay, up to the new burst."""
         self.rate, self.burst = rate, burst
         self._tokens = min(self._tokens, burst)
+
+    def _refill(self, now: float) -> None:
+        if self._at is None or now > self._at:
+            if self._at is not None:
+                self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
+            self._at = now

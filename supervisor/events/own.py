@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from garrison.ipc.messages import Priority
-from garrison.supervisor.events.ledger import WorkerLedger, open_objects
+from garrison.supervisor.events.checking import open_objects
+from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.events.queue import Batch
 from garrison.supervisor.events.stamp import Stamp
 

@@ -309,7 +309,9 @@ class Pipeline:
         """Tell the spool how the sink is doing."""
         flow = self._flow
         if not failed:
-            flow.trouble_since = None
+            over, flow.trouble_since = flow.trouble_since is not None, None
+            if over and self._keeper is not None:
+                self._keeper.taken()  # nothing was read ahead meanwhile
         elif flow.trouble_since is None:
             flow.trouble_since = now
         if self._pace is not None and self._keeper is not None:

@@ -44,5 +44,5 @@ class Stamp:
             self._tails[priority] = b"," + msgspec.json.encode(fields)[1:] + b"\n"
 
     def write(self, objects: Sequence[bytes], priority: Priority) -> bytes:
-        """Return the lines with the stamp; `objects` are those of `ledger.open_objects`."""
+        """Return the lines with the stamp; `objects` are those of `checking.open_objects`."""
         return self._tails[priority].join(objects)

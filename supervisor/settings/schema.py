@@ -231,7 +231,8 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ge=1,
             le=100_000,
             description="Events taken from the worker, on average; a burst of `events_burst_seconds` times as many "
-            "passes, what is above is dropped and counted.",
+            "passes, what is above is dropped and counted. Alerts and states come first: events and metrics get what "
+            "these leave.",
             extra={"unit": "events per second"},
         ),
     ] = 1000.0

@@ -246,8 +246,8 @@ class Keeper:
             with self._wakeup:
                 self.contents.found(found)
         if self._shrink_at is not None and time.monotonic() >= self._shrink_at:
-            self._shrink_at = None
             file.shrink()
+            self._shrink_at = None
         size, roomy = file.size(), not self.error or file.roomy()
         with self._wakeup:
             self._size, self._events = size, file.events.total()

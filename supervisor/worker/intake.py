@@ -17,6 +17,7 @@ from garrison.supervisor.sampler import Facts
 from garrison.supervisor.worker import modules
 from garrison.supervisor.worker.acknowledging import Acknowledger
 from garrison.supervisor.worker.configuration import ConfigurationState
+from garrison.supervisor.worker.rate import WorkerRate
 from garrison.supervisor.worker.services import Services
 
 LOG_LINES_PER_SECOND = 20.0
@@ -86,7 +87,7 @@ class Intake:
         self._epoch = 0
         self._stamp: Stamp | None = None
         self._acknowledger: Acknowledger | None = None
-        self._bucket = TokenBucket(rate, rate * burst_seconds)
+        self._rate = WorkerRate(rate, burst_seconds)
         self._log_bucket = TokenBucket(LOG_LINES_PER_SECOND, LOG_BURST_LINES)
         self._log_suppressed = 0
         self._log_sources: set[str] = set()
@@ -109,7 +110,7 @@ class Intake:
 
     def limit(self, rate: float, burst_seconds: float) -> None:
         """Change the rate, events a second, and its burst, in seconds of it."""
-        self._bucket.limit(rate, rate * burst_seconds)
+        self._rate.limit(rate, burst_seconds)
 
     def on_ready(self, ready: Ready) -> None:
         """See `Hooks`."""
@@ -148,7 +149,7 @@ class Intake:
         last, acknowledger = batch.first + batch.count - 1, self._acknowledger
         if acknowledger is not None:
             acknowledger.expect(batch.priority, last)
-        if self._stamp is None or not self._bucket.admit(batch.count, self._now()):
+        if self._stamp is None or not self._rate.admit(batch.priority, batch.count, self._now()):
             self._ledger.drop(batch.count, "rate_limit", self._epoch, batch.priority, batch.first)
             if acknowledger is not None:
                 acknowledger.settle(batch.priority, last)

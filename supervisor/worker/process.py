@@ -16,7 +16,8 @@ from garrison.ipc.channel import ChannelClosedError, FrameReceiver
 from garrison.ipc.frames import MAX_UP_BYTES, ProtocolError
 from garrison.ipc.messages import Applied, Beat, Events, Log, Ready, Result, decode_up
 from garrison.ipc.pacing import TokenBucket
-from garrison.supervisor.events.ledger import ProcessLedger, WorkerLedger
+from garrison.supervisor.events.checking import ProcessLedger
+from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.nursery.child import GATE_OPEN
 from garrison.supervisor.nursery.client import Child
 from garrison.supervisor.nursery.protocol import Exited
@@ -54,7 +55,7 @@ class Listener(Protocol):
         """A sign of life."""
 
     def on_events(self, batch: Events, objects: list[bytes]) -> None:
-        """A checked and booked batch, and its events as `ledger.open_objects` gives them."""
+        """A checked and booked batch, and its events as `checking.open_objects` gives them."""
 
     def on_log(self, log: Log) -> None:
         """A line for the log."""

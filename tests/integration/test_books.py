@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from garrison.ipc.messages import Beat, Events
 from garrison.supervisor.events import journal
 from garrison.supervisor.events.books import MAX_LEDGERS, Books, BooksState
+from garrison.supervisor.events.checking import ProcessLedger
 from garrison.supervisor.events.journal import SLOT_BYTES, Journal
-from garrison.supervisor.events.ledger import NO_END, OTHER, ProcessLedger, Record, WorkerLedger
+from garrison.supervisor.events.ledger import NO_END, OTHER, Record, WorkerLedger
 from tests.integration._tmpfs_support import MountRefusedError, tmpfs
 
 
@@ -149,7 +150,7 @@ MASTER = """
 import sys
 from garrison.ipc.messages import Events
 from garrison.supervisor.events.books import Books
-from garrison.supervisor.events.ledger import ProcessLedger
+from garrison.supervisor.events.checking import ProcessLedger
 books = Books(sys.argv[1])
 books.begin({})
 epoch = int(sys.argv[2])

@@ -14,6 +14,8 @@ import pytest
 
 from garrison.supervisor.events.pipeline import Pipeline
 from garrison.supervisor.events.stamp import Stamp
+from garrison.supervisor.spool.database import SpoolFile
+from garrison.supervisor.spool.errors import SpoolError
 from tests.integration._cgroup_support import eventually
 from tests.integration._spool_support import MIB, Host, Moody, Worker
 from tests.integration._tmpfs_support import MountRefusedError, remount_read_only, tmpfs
@@ -223,6 +225,8 @@ def test_a_smaller_bound_holds_from_the_next_start_on(make_host: Make, tmp_path:
 
 def test_an_empty_spool_gives_its_space_back(make_host: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("garrison.supervisor.spool.keeper.IDLE_SECONDS", 0.1)
+    # On a busy machine the sink has failed often enough by then to be left alone for 15 s.
+    monkeypatch.setattr("garrison.supervisor.events.pipeline.RETRY_CAP_SECONDS", 0.5)
     host, sink = make_host(), Moody(away=True)
     worker = Worker(host.ledger("w"))
     pipeline = host.pipeline(sink)
@@ -234,6 +238,36 @@ def test_an_empty_spool_gives_its_space_back(make_host: Make, monkeypatch: pytes
     sink.away = False
     eventually(lambda: host.size() < 100_000, "the disk is free again")
     assert len(sink.numbers()) == 60
+
+
+def test_space_that_could_not_be_given_back_is_given_back_later(
+    make_host: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("garrison.supervisor.spool.keeper.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("garrison.supervisor.events.pipeline.RETRY_CAP_SECONDS", 0.5)
+    shrink, failures = SpoolFile.shrink, list[str]()
+
+    def fails_once(file: SpoolFile) -> None:
+        if not failures:
+            failures.append("a disk that does not answer")
+            raise SpoolError("unusable", failures[0])
+        shrink(file)
+
+    monkeypatch.setattr(SpoolFile, "shrink", fails_once)
+    host, sink = make_host(), Moody(away=True)
+    worker = Worker(host.ledger("w"))
+    pipeline = host.pipeline(sink)
+    for _ in range(30):
+        batch = worker.batch()
+        batch.data = b'{"x":"' + os.urandom(20_000).hex().encode() + b'"}\n'
+        pipeline.put(batch)
+    eventually(lambda: spooled(pipeline) == 30 and host.size() > MIB // 2, "it is on the disk")
+    sink.away = False
+    eventually(lambda: failures, "it fails")
+    eventually(lambda: host.size() < 100_000, "the disk is free again")
+    eventually(lambda: host.troubles == [failures[0], ""], "that is told, and that it is over")
+    assert sink.numbers() == list(range(1, 31))
+    assert host.balanced()
 
 
 @pytest.mark.parametrize("always", [False, True])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from garrison.ipc.frames import ProtocolError
 from garrison.ipc.messages import Beat, Events
-from garrison.supervisor.events.ledger import ProcessLedger, WorkerLedger, open_objects
+from garrison.supervisor.events.checking import ProcessLedger, open_objects
+from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.events.queue import OVERHEAD_BYTES, Batch, EventQueue
 from garrison.supervisor.events.stamp import Stamp
 

@@ -11,7 +11,8 @@ import pytest
 from garrison.ipc.channel import FrameReceiver
 from garrison.ipc.frames import MAX_UP_BYTES
 from garrison.ipc.messages import Beat, Events, Log, decode_up
-from garrison.supervisor.events.ledger import ProcessLedger, WorkerLedger
+from garrison.supervisor.events.checking import ProcessLedger
+from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.workers.runtime.emitter import Emitter
 from garrison.workers.runtime.notices import Notices
 from garrison.workers.runtime.outbox import FLUSH_BYTES, Outbox
