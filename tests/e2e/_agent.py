@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -257,8 +258,10 @@ path = "{self.store}"
             if f"/{self.root}/{below}" in node:
                 try:
                     pids |= {int(pid) for pid in Path(node, "cgroup.procs").read_text().split()}
-                except FileNotFoundError:
-                    continue
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENODEV):
+                        raise
+                    continue  # removed meanwhile
         return {pid for pid in pids if alive(pid)}
 
     def events(self) -> Iterator[dict[str, Any]]:
