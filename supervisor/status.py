@@ -37,7 +37,11 @@ def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, 
         now: Monotonic seconds.
     """
     process = worker.process
-    limits = worker.limits if process is not None and worker.limits is not None else limits_of(worker.desired.budget)
+    limits = (
+        worker.limits
+        if process is not None and worker.limits is not None
+        else limits_of(worker.desired.budget, essential=worker.definition.essential)
+    )
     cpu_percent, memory_bytes = 0.0, 0
     if process is not None and worker.state in ALIVE:
         sample = sampler.peek(worker.name, process.epoch, now)

@@ -200,7 +200,11 @@ class Collector:
             out.add(of.WORKER_TRIPS, worker.guard.trips[cause], name, cause)
         self._events(out, name, worker.ledger)
         budget = worker.desired.budget
-        limits = worker.limits if process is not None and worker.limits is not None else limits_of(budget)
+        limits = (
+            worker.limits
+            if process is not None and worker.limits is not None
+            else limits_of(budget, essential=worker.definition.essential)
+        )
         out.add(of.WORKER_MAX_FDS, budget.nofile, name)
         for metric, limit, scale in (
             (of.WORKER_CPU_LIMIT, limits.cpu_quota_percent, 100),

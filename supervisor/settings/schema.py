@@ -185,7 +185,8 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=10000,
-            description="Share of the CPU among the workers when it is short; 100 is the kernel's own default.",
+            description="Share of the CPU among the workers when it is short; 100 is the kernel's own default. An "
+            "essential worker has ten times of it.",
         ),
     ] = 100
     memory_high: Annotated[
@@ -450,7 +451,11 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = 50
     essential: Annotated[
-        bool, Meta(description="Whether the agent reports itself degraded while this worker is not running.")
+        bool,
+        Meta(
+            description="Whether the agent is degraded while this worker is not running. It also goes first "
+            "where the workers share little CPU, and gives way to the host last."
+        ),
     ] = False
     settings: Annotated[
         dict[str, Any],

@@ -73,9 +73,9 @@ class Guard:
         """Whether the worker should be told to do less."""
         return self.throttled or watching.strained(self.watch)
 
-    def limits(self, budget: Budget) -> Limits:
+    def limits(self, budget: Budget, *, essential: bool = False) -> Limits:
         """Return the caps of the worker's node: those of its budget, with less CPU while it is throttled."""
-        limits = limits_of(budget)
+        limits = limits_of(budget, essential=essential)
         if not self.throttled:
             return limits
         return Limits(

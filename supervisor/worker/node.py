@@ -28,11 +28,16 @@ OOM_QUIET_SECONDS = 0.2
 ``memory.events`` counts, and a worker held at its ``memory.high`` has it speak up to 100 times a second."""
 
 
-def limits_of(budget: Budget) -> Limits:
+ESSENTIAL_WEIGHT = 10
+"""An essential worker has so many times the CPU weight of its budget: it goes first where all share little."""
+MAX_WEIGHT = 10_000
+
+
+def limits_of(budget: Budget, *, essential: bool = False) -> Limits:
     """Return the caps of a node for a worker's budget."""
     return Limits(
         cpu_quota_percent=budget.cpu_quota_percent,
-        cpu_weight=budget.cpu_weight,
+        cpu_weight=min(MAX_WEIGHT, budget.cpu_weight * (ESSENTIAL_WEIGHT if essential else 1)),
         memory_high=budget.memory_high,
         memory_max=budget.memory_max,
         pids_max=budget.pids_max,

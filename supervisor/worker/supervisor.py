@@ -336,7 +336,7 @@ class WorkerSupervisor:
     async def _start(self) -> None:
         self._to(Event.START)
         budget = self.desired.budget
-        limits = limits_of(budget)
+        limits = self._caps()
         services = self._services
         epoch = services.next_epoch(self.name)
         held = self.guard.held_at(self._now())
@@ -393,7 +393,7 @@ class WorkerSupervisor:
         definition = self.definition
         modules = tuple((module_name(spec), spec) for spec in definition.modules) if not definition.command else ()
         folder = os.path.join(self._services.state_dir, "workers", self.name)
-        held = self._services.process_limits(limits_of(self.desired.budget))
+        held = self._services.process_limits(self._caps())
         return Spawn(
             id=0,
             worker=self.name,
@@ -429,7 +429,8 @@ class WorkerSupervisor:
 
     def _limit(self) -> bool:
         """Bring the node to the caps that hold now. False: that ends the process."""
-        budget, limits = self.desired.budget, self.guard.limits(self.desired.budget)
+        budget = self.desired.budget
+        limits = self.guard.limits(budget, essential=self.definition.essential)
         if not self.node.limit(limits):
             in_force = self.node.limits
             if self.guard.throttled and in_force is not None and in_force.cpu_quota_percent != limits.cpu_quota_percent:
@@ -487,7 +488,7 @@ class WorkerSupervisor:
         if self.node.frozen:
             self.node.freeze(False)
         # What it is given to end with is not less than what it was given to run with.
-        self.node.limit(limits_of(self.desired.budget))
+        self.node.limit(self._caps())
         grace = self._services.grace()
         if not await ending.asked(process, reason, grace):
             self._log("warning", f"did not stop within {grace:g} s and is killed")
@@ -630,6 +631,10 @@ class WorkerSupervisor:
 
     def _retry_in(self) -> float | None:
         return self.guard.retry_in(self._now())
+
+    def _caps(self) -> Limits:
+        """Return the caps of its budget, as they are where nothing is throttled."""
+        return limits_of(self.desired.budget, essential=self.definition.essential)
 
     def _beat(self) -> Beat | None:
         return self.process.last_beat if self.process is not None else None

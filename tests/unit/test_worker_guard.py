@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -324,3 +325,10 @@ def test_a_verdict_without_a_resource_tells_no_value_and_a_dry_run_no_next_start
 
 def test_a_latched_worker_has_no_next_start() -> None:
     assert latched().facts(CPU, 1.0, None, None)["retry_in_seconds"] is None
+
+
+def test_an_essential_worker_goes_first_among_the_workers_up_to_the_kernels_bound() -> None:
+    assert limits_of(BUDGET, essential=True).cpu_weight == 10 * BUDGET.cpu_weight
+    heavy = msgspec.structs.replace(BUDGET, cpu_weight=5000)
+    assert limits_of(heavy, essential=True).cpu_weight == 10_000
+    assert replace(limits_of(BUDGET, essential=True), cpu_weight=BUDGET.cpu_weight) == limits_of(BUDGET)
