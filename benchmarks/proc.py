@@ -76,10 +76,13 @@ def usage(pids: Iterable[int]) -> Usage:
     for pid in pids:
         for tid in os.listdir(f"/proc/{pid}/task"):
             task = f"/proc/{pid}/task/{tid}"
-            with open(f"{task}/schedstat", encoding="ascii") as file:
-                nanoseconds = int(file.read().split()[0])
-            with open(f"{task}/status", encoding="utf-8", errors="replace") as file:
-                switches = next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
+            try:
+                with open(f"{task}/schedstat", encoding="ascii") as file:
+                    nanoseconds = int(file.read().split()[0])
+                with open(f"{task}/status", encoding="utf-8", errors="replace") as file:
+                    switches = next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended between the listing and the look
             total += Usage(nanoseconds / 1e9, switches)
     return total
 
