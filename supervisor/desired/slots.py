@@ -80,12 +80,13 @@ class Slots:
             else:
                 decision = self._try(slot, key, check, limit, document)
             if decision is None and position == 0 and before is not None:
-                decision = self._recall(slot, before, check)
-                if decision is not None and before.key in present[1:]:
+                old = held or before
+                decision = self._recall(slot, old, check)
+                if decision is not None and old.key in present[1:]:
                     # What stands between the two was refused when the old value was chosen, and still is.
-                    for skipped in present[1 : present.index(before.key)]:
+                    for skipped in present[1 : present.index(old.key)]:
                         self._try(slot, skipped, check, limit, document)
-                    self.accepted[slot] = before
+                    self.accepted[slot] = old
             if decision is not None:
                 return decision
         return None

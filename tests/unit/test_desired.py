@@ -481,7 +481,20 @@ def test_every_refused_value_above_the_accepted_one_stays_listed() -> None:
     assert again == first
 
 
-@settings(max_examples=200)
+def test_a_value_held_below_refused_ones_stays_held_and_every_refusal_stays_listed() -> None:
+    def settings_of(scope: str) -> str:
+        return f"/hids/agent/config/{scope}/plugin/process/settings"
+
+    _, memory = resolve(snap({settings_of("@group/db"): "{}"}), context())
+    replaced = snap({settings_of("h1"): "bad", settings_of("@group/web"): "worse"}, history="b")
+    first, memory = resolve(replaced, context(), memory)
+    again, later = resolve(replaced, context(), memory)
+    assert [problem.kind for problem in first.problems] == ["held", "refused", "refused"]
+    assert again == first
+    assert later == memory
+
+
+@settings(max_examples=2000)
 @given(st.lists(snapshots, min_size=1, max_size=3))
 def test_to_resolve_the_same_again_changes_nothing(steps: list[Snapshot]) -> None:
     desired, memory = run(steps)
