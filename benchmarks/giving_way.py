@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 
 from benchmarks.context import Context
 from benchmarks.report import Report, Row
 from benchmarks.stats import Series
 from tests.e2e._agent import RunningAgent, until
-from tests.e2e._hogs import HEALTHY, Follower
+from tests.e2e._hogs import HEALTHY, Follower, foreign_hogs
 
 ABOVE_SECONDS, BELOW_SECONDS = 2.0, 2.0
 BOUND_SECONDS = 60.0
-SPIN = f"import time\nend = time.monotonic() + {BOUND_SECONDS}\nwhile time.monotonic() < end: pass"
 PRESSURE = f"""
 [agent.pressure]
 cpu_percent = 80
@@ -40,7 +34,7 @@ def giving_way(context: Context, report: Report) -> None:
         agent.wait_worker("healthy", state="running")
         follower = Follower(agent)
         for _ in range(context.count(3, 1)):
-            with _foreign_hogs():
+            with foreign_hogs(BOUND_SECONDS):
                 begin = time.monotonic()
                 froze.add((_next(follower, "frozen", begin) - begin) * 1000)
             begin = time.monotonic()
@@ -57,17 +51,3 @@ def _next(follower: Follower, state: str, since: float) -> float:
     what = f"it is {state}"
     found: float = until(lambda: follower.states("healthy", state, since=since), what, 2 * BOUND_SECONDS)[0][0]
     return found
-
-
-@contextlib.contextmanager
-def _foreign_hogs() -> Iterator[None]:
-    # More than there are CPUs, so that the harness takes none of them away.
-    count = 3 * (os.cpu_count() or 1)
-    hogs = [subprocess.Popen([sys.executable, "-I", "-S", "-c", SPIN]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for one in hogs:
-            one.kill()
-        for one in hogs:
-            one.wait()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -58,3 +59,14 @@ def run_delay(pid: int) -> float | None:
             return int(file.read(256).split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return None
+
+
+def own_memory() -> tuple[int, int]:
+    """Return what this process has in memory, and how much of that is shared with files or others; bytes.
+
+    Raises:
+        OSError: /proc cannot be read: out of descriptors, most likely.
+    """
+    with open("/proc/self/statm", "rb") as file:
+        resident, shared = file.read().split()[1:3]
+    return int(resident) * _PAGE, int(shared) * _PAGE

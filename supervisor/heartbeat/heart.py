@@ -25,6 +25,7 @@ from garrison.supervisor.heartbeat.documents import (
     worker_document,
 )
 from garrison.supervisor.heartbeat.telling import Telling, Told
+from garrison.supervisor.linux import own_memory
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.sampler import Sampler, open_files
 from garrison.supervisor.version import VERSION
@@ -39,7 +40,6 @@ WAITING_FACTOR = 10.0
 COUNTS_SECONDS = 300.0
 """Time between two writes of the counts to the disk. They are for a power cut: a killed master leaves its journals."""
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _log = logs.get("agent")
 
 
@@ -268,8 +268,7 @@ class Heart:
             memory = usage.memory_working_bytes
             cpu["", 0] = now, usage.cpu_seconds
             percent = _percent(self._cpu.get(("", 0)), cpu["", 0], None)
-            with open("/proc/self/statm", "rb") as file:
-                resident = int(file.read().split()[1]) * _PAGE
+            resident, _shared = own_memory()
             load = os.getloadavg()
         except (CgroupError, OSError):
             # Out of descriptors, most likely. The rest is still worth telling.

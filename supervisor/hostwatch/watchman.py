@@ -7,7 +7,6 @@ memory, and when the workers together come near their memory cap, where seconds 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from garrison.supervisor.hostwatch.shedding import Shedding
 from garrison.supervisor.hostwatch.together import Together
 from garrison.supervisor.hostwatch.trigger import MemoryTrigger
 from garrison.supervisor.lifecycle import ALIVE, State
+from garrison.supervisor.linux import own_memory
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.sampler import Sample, Sampler, compare
 from garrison.supervisor.settings import AggregateBudget, Settings
@@ -37,7 +37,6 @@ ALERT_AT = 0.7
 """Share of the room for the workers' memory above which it is looked at that often once the kernel has spoken."""
 HELD_BACK_AT = 0.98
 """Share of ``memory_high`` at which a worker counts as held at it."""
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _log = logs.get("hostwatch")
 
@@ -192,8 +191,7 @@ class Watchman:
             OSError: The same.
         """
         usage = self._around.cgroups.usage_of_master()
-        with open("/proc/self/statm", "rb") as file:
-            resident, shared = (int(field) * _PAGE for field in file.read().split()[1:3])
+        resident, shared = own_memory()
         # What was charged before the master moved into its node is not counted there.
         if (private := resident - shared) <= usage.memory_working_bytes:
             return usage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -78,13 +79,7 @@ class Guard:
         limits = limits_of(budget, essential=essential)
         if not self.throttled:
             return limits
-        return Limits(
-            cpu_quota_percent=min(budget.cpu_quota_percent, self.breaker.cap_percent),
-            cpu_weight=limits.cpu_weight,
-            memory_high=limits.memory_high,
-            memory_max=limits.memory_max,
-            pids_max=limits.pids_max,
-        )
+        return replace(limits, cpu_quota_percent=min(budget.cpu_quota_percent, self.breaker.cap_percent))
 
     def start_in(self, now: float) -> float | None:
         """Return the seconds until a start is allowed, 0 for at once, None for never."""

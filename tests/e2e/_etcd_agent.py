@@ -24,8 +24,12 @@ QUORUM_SECONDS = 20.0
 RIGHT_SECONDS = 5.0
 """Promised where only a write right is lost, or nothing is wrong."""
 
-OUTAGE_CPU = 0.01
-"""Promised: share of a core that the master uses while etcd is away."""
+SPINNING = 0.1
+"""A master that uses this share of a core, or more, while etcd is away does not back off.
+
+It is far above the 1 % that is promised: what an idle process costs differs tenfold between machines and hours, so
+the promise is measured in the benchmark (`make bench ARGS=etcd`), where the machine's own state stands beside it.
+"""
 
 QUIET = f'[workers.quiet]\nmodules = ["{module("quiet", "Quiet")}"]\n'
 AT_ONCE = "release_spread_seconds = 0\n"

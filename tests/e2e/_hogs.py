@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,3 +221,19 @@ class Yard:
         """Have them behave again."""
         for name in names or [path.name for path in self.folder.iterdir() if not path.suffix]:
             (self.folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def foreign_hogs(seconds: float) -> Iterator[None]:
+    """Burn all CPUs from outside of every group of ours, for so many seconds at most."""
+    spin = f"import time\nend = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
+    # More than there are CPUs, so that the harness takes none of them away.
+    count = 3 * (os.cpu_count() or 1)
+    hogs = [subprocess.Popen([sys.executable, "-I", "-S", "-c", spin]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in hogs:
+            one.kill()
+        for one in hogs:
+            one.wait()

@@ -13,9 +13,9 @@ import pytest
 from tests.e2e._agent import needs_cgroups, until
 from tests.e2e._etcd_agent import (
     LONG,
-    OUTAGE_CPU,
     QUORUM_SECONDS,
     REGISTRATION,
+    SPINNING,
     STOP_KEY,
     Make,
     acted,
@@ -86,7 +86,7 @@ def test_all_members_down(trio: Cluster, make_agent: Make) -> None:
     running = agent.worker("quiet")["pid"]
     trio.kill()
     wait_store(agent, connected=False)
-    assert quiet_for(agent, 60 if LONG else 20) < OUTAGE_CPU
+    assert quiet_for(agent, 60 if LONG else 20) < SPINNING
     assert agent.worker("quiet")["pid"] == running
     assert any("etcd is not reachable" in problem for problem in problems(agent))
     for member in trio.members:

@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e._agent import needs_cgroups, until
+from tests.e2e._clock import faked, needs_faketime
 from tests.e2e._etcd_agent import (
     AT_ONCE,
     LONG,
-    OUTAGE_CPU,
     QUIET,
     QUORUM_SECONDS,
     REGISTRATION,
+    SPINNING,
     STOP_KEY,
     Make,
     acted,
@@ -35,7 +36,6 @@ from tests.e2e._etcd_agent import (
     wait_store,
 )
 from tests.e2e._netns import Link, needs_namespaces
-from tests.e2e.test_hard_times import FAKETIME
 from tests.etcd.cluster import Cluster, free_port
 from tests.etcd.wires import Wires
 
@@ -78,7 +78,7 @@ def test_packets_dropped_not_refused(make_etcd: Callable[..., Cluster], make_age
         link.drop()
         cluster.put(STOP_KEY, "stop")
         wait_store(agent, connected=False)
-        assert quiet_for(agent, 60 if LONG else 20) < OUTAGE_CPU
+        assert quiet_for(agent, 60 if LONG else 20) < SPINNING
         assert agent.worker("quiet")["state"] == "running"
         since = time.monotonic()
         link.mend()
@@ -127,28 +127,21 @@ def test_endpoints_that_are_no_etcd(etcd: Cluster, make_agent: Make, impostors: 
     etcd.kill()
     wait_store(agent, connected=False)
     try:
-        assert quiet_for(agent, 60 if LONG else 20) < OUTAGE_CPU
+        assert quiet_for(agent, 60 if LONG else 20) < SPINNING
     finally:
         etcd.members[0].start()
     since = put_when_possible(etcd, STOP_KEY, "stop")
     acted(agent, since, QUORUM_SECONDS, state="stopped")
 
 
-@pytest.mark.skipif(not FAKETIME, reason="needs libfaketime (apt-get install faketime)")
+@needs_faketime
 def test_clock_that_jumps(etcd: Cluster, make_agent: Make) -> None:
     """Months, forward and back: stops act, the lease lives on, and a session is had again under the wrong time."""
     etcd.delete("/hids/", prefix=True)
     agent = make_agent(QUIET, agent=AT_ONCE, more=store_toml(etcd, ttl=10))
     offset = agent.folder / "offset"
     offset.write_text("+0")
-    agent.start(
-        env={
-            "LD_PRELOAD": FAKETIME[0],
-            "FAKETIME_TIMESTAMP_FILE": str(offset),
-            "FAKETIME_NO_CACHE": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
-    )
+    agent.start(env=faked(offset))
     agent.wait_worker("quiet", state="running")
     until(lambda: etcd.get(REGISTRATION), "the registration is there", 60)
     lease = store_of(agent)["lease_id"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.e2e._agent import RunningAgent, alive, module, needs_cgroups, until
+from tests.e2e._clock import faked, needs_faketime
 
 pytestmark = needs_cgroups
 
@@ -20,7 +18,6 @@ QUIET = (
     "[workers.quiet.budget]\nbeat_seconds = 0.5\n"
 )
 CRASHER = f'[workers.crasher]\nmodules = ["{module("crasher", "Crasher")}"]\n'
-FAKETIME = sorted(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1"))
 STANDSTILL_SECONDS = float(os.environ.get("GARRISON_STANDSTILL_SECONDS", "5"))
 
 Make = Callable[..., RunningAgent]
@@ -30,19 +27,12 @@ def greetings(agent: RunningAgent) -> int:
     return sum(event["event"]["action"] == "greeting" for event in agent.events())
 
 
-@pytest.mark.skipif(not FAKETIME, reason="needs libfaketime (apt-get install faketime)")
+@needs_faketime
 def test_a_clock_that_jumps_by_a_day_trips_nobody_and_shortens_no_wait(make_agent: Make) -> None:
     agent = make_agent(QUIET + CRASHER)
     offset = agent.folder / "offset"
     offset.write_text("+0")
-    agent.start(
-        env={
-            "LD_PRELOAD": FAKETIME[0],
-            "FAKETIME_TIMESTAMP_FILE": str(offset),
-            "FAKETIME_NO_CACHE": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
-    )
+    agent.start(env=faked(offset))
     pid = agent.wait_worker("quiet", state="running")["pid"]
     waiting = agent.wait_worker("crasher", state="tripped")["breaker"]["retry_in_seconds"]
     begin = time.monotonic()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from tests.e2e._agent import RunningAgent, module, needs_cgroups, until
-from tests.e2e._hogs import HEALTHY, Follower, Yard, hog
+from tests.e2e._hogs import HEALTHY, Follower, Yard, foreign_hogs, hog
 
 pytestmark = [needs_cgroups, pytest.mark.timeout(300)]
 
@@ -31,24 +28,10 @@ minimum_duty_percent = 0
 """
 HOG_SECONDS = 100
 """A foreign hog ends by itself after this time, however the test ends."""
-SPIN = f"import time\nend = time.monotonic() + {HOG_SECONDS}\nwhile time.monotonic() < end: pass"
 
 
 def worker(name: str, priority: int) -> str:
     return f'[workers.{name}]\nmodules = ["{module("healthy", "Healthy")}"]\npriority = {priority}\n'
-
-
-@contextlib.contextmanager
-def foreign_hogs() -> Iterator[None]:
-    """Burn all CPUs from outside of every group of ours."""
-    hogs = [subprocess.Popen([sys.executable, "-I", "-S", "-c", SPIN]) for _ in range(CPUS * 3)]
-    try:
-        yield
-    finally:
-        for one in hogs:
-            one.kill()
-        for one in hogs:
-            one.wait()
 
 
 def test_our_own_hogs_are_no_reason_to_give_way(make_agent: Make) -> None:
@@ -79,7 +62,7 @@ def test_who_else_wants_the_machine_gets_it_and_what_stood_still_goes_on_afterwa
     names = ("minor", "major", "healthy")
     pids = {name: agent.wait_worker(name, state="running")["pid"] for name in names}
     follower = Follower(agent)
-    with foreign_hogs():
+    with foreign_hogs(HOG_SECONDS):
         for name in names:
             until(lambda name=name: agent.worker(name)["state"] == "frozen", f"{name} stands still", 60)
         assert any("pressure" in problem for problem in agent.client.call("status")["agent"]["problems"])
@@ -101,7 +84,7 @@ def test_a_policy_that_is_only_tried_out_freezes_nobody(make_agent: Make) -> Non
     agent = make_agent(HEALTHY + worker("minor", 10), agent="dry_run = true", more=PRESSURE)
     agent.start()
     agent.wait_worker("minor", state="running")
-    with foreign_hogs():
+    with foreign_hogs(HOG_SECONDS):
         event = agent.wait_event(seconds=60, event__action="pressure-freeze")
         assert event["garrison"]["dry_run"] is True
         time.sleep(1.0)

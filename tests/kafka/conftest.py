@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from garrison.supervisor.sinks.kafka.sink import KafkaSink
 from tests.etcd.certificates import make_tls
 from tests.etcd.cluster import Tls
 from tests.kafka.brokers import ApacheKafka, Tansu
@@ -28,6 +29,15 @@ def tansu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tansu]:
         pytest.skip(str(error))
     with broker:
         yield broker
+
+
+@pytest.fixture
+def sinks() -> Iterator[list[KafkaSink]]:
+    """Where a test puts the sinks that it makes, to have them closed."""
+    made: list[KafkaSink] = []
+    yield made
+    for sink in made:
+        sink.close()
 
 
 @pytest.fixture(scope="module")

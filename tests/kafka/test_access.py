@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,6 @@ def topic(apache: ApacheKafka) -> str:
     name = f"hids-{secrets.token_hex(4)}"
     apache.create_topic(name)
     return name
-
-
-@pytest.fixture
-def sinks() -> Iterator[list[KafkaSink]]:
-    made: list[KafkaSink] = []
-    yield made
-    for sink in made:
-        sink.close()
 
 
 @pytest.fixture

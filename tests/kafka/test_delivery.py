@@ -6,7 +6,6 @@ import secrets
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,6 @@ def topic(tansu: Tansu) -> str:
     name = f"hids-{secrets.token_hex(4)}"
     tansu.create_topic(name)
     return name
-
-
-@pytest.fixture
-def sinks() -> Iterator[list[KafkaSink]]:
-    made: list[KafkaSink] = []
-    yield made
-    for sink in made:
-        sink.close()
 
 
 def test_one_event_a_message_with_the_host_as_key_and_the_masters_headers(
