@@ -16,13 +16,21 @@ demo: $(READY) ## Run the real agent on this host for half a minute and show wha
 	@$(BIN)/python -m tests.demo
 
 .PHONY: test
-test: $(READY) $(VENV)/.etcd-debian $(VENV)/.promtool ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
+test: $(READY) $(VENV)/.etcd-debian $(VENV)/.promtool $(VENV)/.shells ## Run all tests; what needs root, cgroups or netlink is skipped with its reason elsewhere
 	@$(BIN)/pytest $(ARGS)
 
 .PHONY: test-kafka
 test-kafka: $(READY) ## Run the tests that need Apache Kafka: fetch it with Maven (once), start brokers on loopback (Java 17)
 	@$(BIN)/python -m tests.kafka.fetch
 	@GARRISON_KAFKA=1 $(BIN)/pytest tests/kafka $(ARGS)
+
+.PHONY: vm
+vm: packages ## Boot virtual machines with systemd, install the packages, and show what happens there (root, qemu, debootstrap; 10 minutes)
+	@$(BIN)/python -m tests.vm $(ARGS)
+
+.PHONY: demo-full
+demo-full: packages ## The whole product in a virtual machine: etcd with TLS and users, a broker, the DEB, from key to event
+	@$(BIN)/python -m tests.vm product
 
 .PHONY: bench
 bench: $(READY) ## Measure the agent beside its peers and print a table (root; 20 minutes; ARGS="killswitch --quick")
@@ -59,12 +67,14 @@ docs: $(READY) ## Write the generated pages anew
 	@$(BIN)/python -m garrison.supervisor.settings.document docs/configuration.md
 	@$(BIN)/python -m garrison.supervisor.metrics.document docs/metrics.md
 	@$(BIN)/python -m garrison.fleet.cli.reference docs/cli.md
+	@$(BIN)/python -m garrison.fleet.manual --docs docs
 
 .PHONY: docs-check
 docs-check: $(READY) ## Fail where a generated page is out of date
 	@$(BIN)/python -m garrison.supervisor.settings.document --check docs/configuration.md
 	@$(BIN)/python -m garrison.supervisor.metrics.document --check docs/metrics.md
 	@$(BIN)/python -m garrison.fleet.cli.reference --check docs/cli.md
+	@$(BIN)/python -m garrison.fleet.manual --check docs
 
 .PHONY: lock
 lock: $(READY) ## Resolve the dependencies anew into requirements/dev.txt (needs uv)
@@ -76,7 +86,7 @@ lock: $(READY) ## Resolve the dependencies anew into requirements/dev.txt (needs
 	    packaging/tools.in --output-file packaging/tools.txt
 
 .PHONY: packages
-packages: $(READY) ## Build the DEB, with an interpreter of its own, into dist/ (needs binutils and dpkg)
+packages: $(READY) ## Build DEB and RPM, with an interpreter of their own, into dist/ (needs binutils, dpkg and rpm; ARGS=--quick)
 	@$(BIN)/python packaging/build.py $(ARGS)
 
 .PHONY: clean
@@ -100,4 +110,9 @@ $(VENV)/.etcd-debian: $(READY)
 # Reads the alert rules as Prometheus does; unpacked as well.
 $(VENV)/.promtool: $(READY)
 	@$(BIN)/python -m tests.promtool
+	@touch $@
+
+# Shells that complete and a judge of the manual pages; unpacked where they are not installed.
+$(VENV)/.shells: $(READY)
+	@$(BIN)/python -m tests.shells
 	@touch $@

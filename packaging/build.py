@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds the packages: one staging tree with an interpreter of its own below /opt/garrison, and a DEB from it.
+"""Builds the packages: one staging tree with an interpreter of its own below /opt/garrison, a DEB and an RPM from it.
 
 Run it with the Python of the project's environment (`make packages`); that environment's base interpreter is
 the one that is bundled. docs/packaging.md says why it is done like this.
@@ -8,20 +8,46 @@ the one that is bundled. docs/packaging.md says why it is done like this.
 from __future__ import annotations
 
 import argparse
-import gzip
-import hashlib
 import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from builder import deb, elf, interpreter, project
-from builder.run import BuildError, environment, require, run
+from builder import deb, documents, elf, interpreter, project, rpm, sbom, staging
+from builder.run import BuildError, environment, require, run, say
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 PREFIX = Path("opt/garrison")
+USER = "garrison-worker"
+"""Whom workers run as that need no rights."""
+
+HOST_FILES = {
+    "usr/lib/systemd/system/garrison.service": "garrison.service",
+    "usr/lib/systemd/system/garrison.slice": "garrison.slice",
+    "usr/lib/sysusers.d/garrison.conf": "garrison.sysusers",
+    "usr/lib/tmpfiles.d/garrison.conf": "garrison.tmpfiles",
+}
+"""What systemd reads, by where it stands on a host."""
+
+RPM_FILES = {"usr/lib/systemd/system-preset/80-garrison.preset": "garrison.preset"}
+"""The same for RPM hosts, where a service is enabled by presets. Debian's tools read none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How the packages are compressed: dpkg-deb's options and rpmbuild's name of the same."""
+
+    deb: str
+    rpm: str
+
+
+# xz and not zstd: rpm before 4.14 and dpkg before 1.21.18 cannot read the latter.
+SMALL = Compression("-Zxz -z6", "w6.xzdio")
+QUICK = Compression("-Zgzip -z1", "w1.gzdio")
+
 SELF_TEST = """
 import faulthandler, hashlib, pkgutil, importlib, setproctitle, sqlite3, ssl, sys, sysconfig
 faulthandler.enable()
@@ -40,35 +66,30 @@ print(len(names))
 """
 
 
-def say(text: str) -> None:
-    """Tell how far it is."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
 def main() -> int:
     """Build, and return the exit status."""
     parser = argparse.ArgumentParser(description="Build the Garrison packages.")
     parser.add_argument("--work", type=Path, default=CHECKOUT / "build" / "packages", help="folder for what is between")
     parser.add_argument("--output", type=Path, default=CHECKOUT / "dist", help="folder for the packages")
-    parser.add_argument("--compression", default="-Zxz -z6", help="options of dpkg-deb for it (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="compress quickly and badly, to try the packages out")
     arguments = parser.parse_args()
     try:
-        build(arguments.work.resolve(), arguments.output.resolve(), arguments.compression)
+        with staging.locked(arguments.work.resolve()):
+            build(arguments.work.resolve(), arguments.output.resolve(), QUICK if arguments.quick else SMALL)
     except BuildError as error:
         sys.stderr.write(f"packaging: {error}\n")
         return 1
     return 0
 
 
-def build(work: Path, output: Path, compression: str) -> None:
+def build(work: Path, output: Path, compression: Compression) -> None:
     """Go through all steps.
 
     Raises:
         BuildError: One failed; the text says which and what to do.
     """
     started = time.monotonic()
-    require("dpkg-deb", "ldd", "objdump", "strip")
+    require("dpkg-deb", "ldd", "objdump", "rpmbuild", "strip")
     os.umask(0o022)
     env = environment(project.epoch(CHECKOUT))
     shutil.rmtree(work, ignore_errors=True)
@@ -111,82 +132,52 @@ def build(work: Path, output: Path, compression: str) -> None:
     say(f"checked       {modules} modules of ours import; {count} binaries need nothing from outside but glibc")
     say(f"glibc         {floor.text} or newer, because of {'; '.join(floor.decided_by[:3])}")
 
-    host_files(root)
-    documents(root, base, {**origins, **foreign}, env)
+    programs(root)
+    host_files(root, HOST_FILES)
+    libraries = {**origins, **foreign}
+    documents.stage(root, CHECKOUT, base, libraries, env)
+    run([program, "-I", "-m", "garrison.fleet.manual", "--root", root], env)
+    bill = sbom.make(version, base, prefix, packages, libraries, env)
+    (prefix / sbom.NAME).write_text(bill, encoding="utf-8")
+    staging.write_manifest(prefix)
     sizes = measure(prefix, library, packages)
-    package = deb.build(root, HERE / "deb", output, env, version=version, glibc=floor.text, compression=compression)
+    marks = {"VERSION": version, "USER": USER, "HOST_FILES": " ".join(HOST_FILES)}
+    identity = staging.Identity(version, floor.text, marks)
+    package = deb.build(root, HERE / "deb", output, env, identity=identity, compression=compression.deb)
+    host_files(root, RPM_FILES)
+    staging.settle(root, int(env["SOURCE_DATE_EPOCH"]))
+    other = rpm.build(root, HERE / "rpm", work, output, env, identity=identity, payload=compression.rpm)
+    beside = output / f"{package.stem}.cdx.json"
+    beside.write_text(bill, encoding="utf-8")
+    sums = staging.sums([package, other, beside])
+    (output / "SHA256SUMS").write_text(sums, encoding="utf-8")
     for part, size in sizes.items():
         say(f"  {part:<28}{size / 1e6:8.1f} MB")
-    say(f"package       {package.name}  {package.stat().st_size / 1e6:.1f} MB")
-    say(f"sha256        {hashlib.sha256(package.read_bytes()).hexdigest()}")
+    for path in (package, other):
+        say(f"package       {path.name}  {path.stat().st_size / 1e6:.1f} MB")
+    for line in sums.splitlines():
+        say(f"sha256        {line}")
     say(f"took          {time.monotonic() - started:.0f} s")
 
 
-def host_files(root: Path) -> None:
-    """Put what stands outside of /opt/garrison, and the two programs, into the tree."""
+def programs(root: Path) -> None:
+    """Put the two programs and the configuration into the tree."""
     for name, link in (("garrisond", "usr/sbin/garrisond"), ("garrison", "usr/bin/garrison")):
         program = root / PREFIX / "bin" / name
         shutil.copyfile(HERE / "files" / name, program)
         program.chmod(0o755)
         (root / link).parent.mkdir(parents=True, exist_ok=True)
         (root / link).symlink_to(f"/{PREFIX}/bin/{name}")
-    for source, target in (
-        (HERE / "files" / "garrison.toml", "etc/garrison/garrison.toml"),
-        (CHECKOUT / "systemd" / "garrison.service", "lib/systemd/system/garrison.service"),
-    ):
+    configuration = root / "etc/garrison"
+    (configuration / "store").mkdir(parents=True)
+    shutil.copyfile(HERE / "files" / "garrison.toml", configuration / "garrison.toml")
+
+
+def host_files(root: Path, files: dict[str, str]) -> None:
+    """Put files of the folder ``systemd`` where they stand on a host."""
+    for target, name in files.items():
         (root / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, root / target)
-    (root / "etc/garrison/store").mkdir()
-
-
-def documents(root: Path, base: interpreter.Facts, libraries: dict[str, Path], env: dict[str, str]) -> None:
-    """Put the changelog and the licences of everything inside into the tree.
-
-    Those of the dependencies stay where their wheels have them, in ``*.dist-info``.
-    """
-    folder = root / "usr/share/doc/garrison"
-    folder.mkdir(parents=True)
-    changes = (CHECKOUT / "CHANGELOG.md").read_bytes()
-    (folder / "changelog.gz").write_bytes(gzip.compress(changes, 9, mtime=0))
-    lines = [
-        "Garrison is licensed under the Apache License 2.0; its text is in LICENSE beside this file.",
-        "",
-        "Inside /opt/garrison are also, under licences of their own:",
-        f"- CPython {base.version}: licenses/python",
-    ]
-    shutil.copyfile(CHECKOUT / "LICENSE", folder / "LICENSE")
-    licenses = folder / "licenses"
-    licenses.mkdir()
-    own = (base.stdlib / "LICENSE.txt", base.stdlib / "LICENSE")
-    found = next((path for path in own if path.is_file()), None)
-    if found is None:
-        raise BuildError(f"CPython's licence is not in {base.stdlib}; it has to be in the package")
-    shutil.copyfile(found, licenses / "python")
-    for name, source in sorted(libraries.items()):
-        text = _licence_of(source, env)
-        if text is not None:
-            shutil.copyfile(text, licenses / name)
-            lines.append(f"- {name}: licenses/{name}")
-        elif source.name.startswith("libpython"):
-            continue
-        else:
-            say(f"warning: no licence text found for {source}: add it before the package is given to others")
-    lines += ["- the Python packages: *.dist-info in the library folder", ""]
-    (folder / "copyright").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _licence_of(library: Path, env: dict[str, str]) -> Path | None:
-    if shutil.which("dpkg", path=env["PATH"]) is None:
-        return None
-    names = {library, library.resolve()}
-    names |= {Path("/", *name.parts[2:]) for name in names if name.is_relative_to("/usr")}
-    for name in sorted(names):
-        # 1: no package has a file of this name.
-        owner = run(["dpkg", "-S", name], env, accept=1).partition(":")[0]
-        text = Path("/usr/share/doc", owner, "copyright")
-        if owner and text.is_file():
-            return text
-    return None
+        shutil.copyfile(CHECKOUT / "systemd" / name, root / target)
 
 
 def measure(prefix: Path, library: Path, packages: Path) -> dict[str, int]:

@@ -40,6 +40,7 @@ from garrison.supervisor.nursery.keeper import NurseryKeeper
 from garrison.supervisor.presence.choose import make_presence
 from garrison.supervisor.problems import Problems
 from garrison.supervisor.reconciler import Reconciler
+from garrison.supervisor.refused import refused_upgrade
 from garrison.supervisor.remembering import Remembering
 from garrison.supervisor.roster import Roster
 from garrison.supervisor.sampler import Sampler
@@ -54,7 +55,7 @@ from garrison.supervisor.settings import Worker as Definition
 from garrison.supervisor.sinks.switch import SwitchSink
 from garrison.supervisor.sinks.target import choose as choose_sink
 from garrison.supervisor.spool.choose import spooling_of
-from garrison.supervisor.startup import StartError, acquire_lock, prepare_cgroups, raise_nofile
+from garrison.supervisor.startup import StartError, acquire_lock, lower_rights, prepare_cgroups, raise_nofile
 from garrison.supervisor.status import killswitch_status, store_status, summary, worker_statuses
 from garrison.supervisor.stores.base import Snapshot
 from garrison.supervisor.stores.bridge import StoreBridge
@@ -69,7 +70,10 @@ from garrison.supervisor.worker.supervisor import WorkerSupervisor
 if TYPE_CHECKING:
     from garrison.supervisor.metrics.service import MetricsService
 
-PRELOAD = ("garrison.workers.runtime.process", "garrison.workers.process", "garrison.workers.files")
+PRELOAD = (
+    *("garrison.workers.runtime.process", "garrison.workers.process", "garrison.workers.files"),
+    "encodings.ascii",
+)
 """What the nursery loads ahead for its children to share."""
 FIRST_SNAPSHOT_SECONDS = 5.0
 """How long a start waits for the store before it goes on with what is cached."""
@@ -117,6 +121,8 @@ class Agent:
         Raises:
             StartError: It cannot start; nothing is left running.
         """
+        # Ahead of the first thread, which the log has.
+        lower_rights()
         log = self.settings.log
         logs.start(log.level, folder=self._log_folder(), max_bytes=log.max_bytes)
         logs.capture_stdlib()
@@ -156,6 +162,7 @@ class Agent:
             self.problems.set(what, error)
             if error:
                 _log.error("%s", error)
+        self.problems.set("upgrade", refused_upgrade())
         self.notifier = Notifier()
         userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
         paused = None if userspace is None else userspace.throttling
@@ -457,6 +464,7 @@ class Agent:
                 self.notifier.ready(summary(self.workers, self.killswitch.engaged))
 
     def _reload(self) -> None:
+        self.problems.set("upgrade", refused_upgrade())
         try:
             new = load(self._config_path)
         except ConfigurationError as error:

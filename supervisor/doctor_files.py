@@ -85,6 +85,12 @@ def directory(name: str, path: str, needed: int) -> Finding:
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
         return fail(name, f"{there} cannot be written by uid {os.geteuid()}", "run as root, or choose another place")
     found = os.stat(there)
+    if os.geteuid() == 0 and found.st_uid != 0 and not found.st_mode & stat.S_IWOTH:
+        return fail(
+            name,
+            f"{there} belongs to uid {found.st_uid}; root may write it, but the agent puts CAP_DAC_OVERRIDE away",
+            f"chown root {there}, or choose another place",
+        )
     if there == path and found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
         return fail(
             name, f"{path} can be written by others (mode {stat.S_IMODE(found.st_mode):04o})", f"chmod 0755 {path}"

@@ -15,21 +15,16 @@ from functools import partial
 from typing import Final
 
 from garrison.supervisor.doctor import Check, Finding, fail, ok, warn
+from garrison.supervisor.rights import own, seccomp
+from garrison.supervisor.rights.accounts import NoAccountError, lookup
+from garrison.supervisor.worker.rights import WORKER_USER
 
 OLDEST_KERNEL: Final = (3, 10)
 EVENTS_PIPE_BYTES: Final = 256 * 1024
 """Size that the events pipe of a worker is given."""
 
-CAPABILITIES: Final[tuple[tuple[str, int, str], ...]] = (
-    ("CAP_DAC_OVERRIDE", 1, "write the cgroup files"),
-    ("CAP_KILL", 5, "end the workers, which run as other users"),
-    ("CAP_SETGID", 6, "drop the workers' privileges"),
-    ("CAP_SETUID", 7, "drop the workers' privileges"),
-    ("CAP_NET_ADMIN", 12, "have the kernel report processes (proc connector)"),
-    ("CAP_SYS_PTRACE", 19, "see the programs and open files of all users' processes"),
-    ("CAP_SYS_RESOURCE", 24, "set resource limits and pipe sizes above the user's own"),
-)
-"""What the master needs, as name, bit (linux/capability.h) and purpose."""
+CAPABILITIES: Final = tuple((name, *needed) for name, needed in sorted(own.needed().items()))
+"""What agent and workers need, as name, bit (linux/capability.h) and purpose."""
 
 _SLOW_CLOCKS: Final = frozenset({"hpet", "acpi_pm", "jiffies", "pit", "refined-jiffies"})
 _MIN_INOTIFY: Final = {"max_user_instances": 64, "max_user_watches": 8192, "max_queued_events": 8192}
@@ -60,6 +55,8 @@ def process_checks(proc: str = "/proc") -> list[tuple[str, Check]]:
     return [
         ("user", user),
         ("capabilities", partial(capabilities, proc)),
+        ("worker user", worker_user),
+        ("system call filter", system_calls),
         ("inotify", partial(inotify, proc)),
         ("open files", open_files),
         ("pipes", partial(pipes, proc)),
@@ -230,6 +227,33 @@ def judge_capabilities(effective: int) -> Finding:
     return warn(
         "capabilities", f"missing: {listed}", "run as root, or add them (`CapabilityBoundingSet=`, `--cap-add`)"
     )
+
+
+def worker_user(folder: str = "/etc") -> Finding:
+    """Look for the user that workers run as where the settings name none."""
+    try:
+        account = lookup(WORKER_USER, folder)
+    except NoAccountError as error:
+        return warn(
+            "worker user",
+            f"{error}: workers whose settings name none stay the agent's user, without its capabilities",
+            f"useradd --system --no-create-home --shell /usr/sbin/nologin {WORKER_USER}; the packages do that",
+        )
+    if account.uid == 0:
+        return warn("worker user", f"{WORKER_USER} is root", "give it a user id of its own")
+    return ok("worker user", f"{WORKER_USER} (uid {account.uid})")
+
+
+def system_calls() -> Finding:
+    """Say whether workers can be given a filter of system calls."""
+    reason = seccomp.why_not()
+    if reason:
+        return warn(
+            "system call filter",
+            f"{reason}: workers may use all system calls",
+            "run a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64",
+        )
+    return ok("system call filter", "seccomp")
 
 
 def inotify(proc: str = "/proc") -> Finding:

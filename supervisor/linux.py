@@ -13,8 +13,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _prctl(option: int, argument: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
+def prctl(option: int, second: int = 0, third: int = 0) -> None:
+    """Set an option of this process; no more is answered than whether that worked.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    if _libc.prctl(option, ctypes.c_ulong(second), ctypes.c_ulong(third), 0, 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
@@ -25,7 +30,7 @@ def become_subreaper() -> None:
     Raises:
         OSError: The kernel refused.
     """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> None:
@@ -36,7 +41,7 @@ def die_with_parent() -> None:
     Raises:
         OSError: The kernel refused.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def boot_id() -> str:

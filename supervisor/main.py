@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from garrison.supervisor.exitcodes import ExitCode
 from garrison.supervisor.version import VERSION
+
+SIGNALS: Final = {
+    "TERM, INT": "stop all workers in good order, deliver what is queued, exit 0",
+    "HUP": "read the configuration file again",
+    "USR1": "open the log files and the event files anew",
+}
+"""What each signal does: for the help and the manual page."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,15 +29,12 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser; the manual pages are made from it too."""
     codes = "\n".join(f"  {int(code):>3}  {code.meaning}" for code in ExitCode)
+    signals = "\n".join(f"  {names:<9}  {effect}" for names, effect in SIGNALS.items())
     made = _Parser(
         prog="garrisond",
         description="The master of Garrison: starts each detection worker in a cgroup of its own and keeps it to its "
         "budget. It stays in the foreground; systemd or another supervisor runs it.",
-        epilog="signals:\n"
-        "  TERM, INT  stop all workers in good order, deliver what is queued, exit 0\n"
-        "  HUP        read the configuration file again\n"
-        "  USR1       open the log files and the event files anew\n\n"
-        f"exit codes:\n{codes}",
+        epilog=f"signals:\n{signals}\n\nexit codes:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--config", metavar="FILE", help="configuration file (default: /etc/garrison/garrison.toml)")
@@ -42,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="kill and remove what a crashed or ended agent left in its cgroups, and exit",
     )
-    made.add_argument("--version", action="version", version=f"garrisond {VERSION}")
+    made.add_argument("--version", action="version", version=f"garrisond {VERSION}", help="print the version and exit")
     return made
 
 

@@ -11,6 +11,7 @@ from garrison.supervisor.cgroups.detect import open_cgroups
 from garrison.supervisor.cgroups.errors import CgroupError, UnsupportedError
 from garrison.supervisor.exitcodes import ExitCode
 from garrison.supervisor.lock import AlreadyRunningError, InstanceLock, LockError
+from garrison.supervisor.rights import own
 from garrison.supervisor.settings import Settings
 from garrison.supervisor.settings.places import FolderError
 from garrison.supervisor.worker.aggregate import aggregate_limits
@@ -46,6 +47,18 @@ def raise_nofile() -> None:
             f"the limit of open files is {hard}, and the agent needs at least {MIN_NOFILE}: raise it "
             "(LimitNOFILE= in the unit, ulimit -n in a shell)",
         )
+
+
+def lower_rights() -> None:
+    """Keep in force what the master uses.
+
+    Raises:
+        StartError: The kernel refused.
+    """
+    try:
+        own.lower()
+    except OSError as error:
+        raise StartError(ExitCode.OS_REFUSED, f"the agent cannot give up capabilities: {error}") from error
 
 
 def acquire_lock(settings: Settings) -> InstanceLock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import StrEnum
 from typing import Annotated, NoReturn
@@ -57,6 +58,7 @@ def _complete_worker(context: typer.Context, incomplete: str) -> list[str]:
     from garrison.fleet.cli.exits import CliError
     from garrison.supervisor.control.protocol import ControlError
     from garrison.supervisor.control.status import StatusReport
+    from garrison.supervisor.settings.schema import WORKER_NAME_PATTERN
 
     top = context.parent.params if context.parent else {}
     try:
@@ -64,7 +66,9 @@ def _complete_worker(context: typer.Context, incomplete: str) -> list[str]:
         report = client.call_as(StatusReport, "status")
     except (ControlError, CliError):
         return []
-    return [worker.name for worker in report.workers if worker.name.startswith(incomplete)]
+    names = (worker.name for worker in report.workers if worker.name.startswith(incomplete))
+    # Shells evaluate what they are offered, and a socket named with --socket may be anybody's.
+    return [name for name in names if re.search(WORKER_NAME_PATTERN, name) and name.isprintable()]
 
 
 Workers = Annotated[

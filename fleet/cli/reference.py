@@ -6,48 +6,61 @@ whether it is.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-import typer.main
-
-from garrison.fleet.cli.app import app
 from garrison.fleet.cli.exits import MEANINGS
+from garrison.fleet.manual.commandline import Command, Option, operator
 
 BEGIN: Final = "<!-- begin: made by garrison.fleet.cli.reference -->"
 END: Final = "<!-- end -->"
 
-_BUILT_IN: Final = frozenset({"install_completion", "show_completion", "help"})
+INTRODUCTION: Final = """\
+`garrison` looks at and controls the agent of the host on which it runs. It asks the agent over a Unix socket,
+`control.sock` in the agent's `run_dir`, and it changes nothing by itself. What it orders is *local*: a local stop
+or kill is kept over restarts and wins over the store; a local start never wins over a stop in the store.
+
+```
+garrison [--config FILE] [--socket PATH] COMMAND [OPTIONS] [ARGUMENTS]
+```
+
+**Who may.** Root, and the user that the agent runs as. The socket has mode 0600, and the agent asks the kernel who
+has connected. Everybody else gets exit code 77.
+
+**Which agent.** `--socket` names the socket. Without it the configuration file tells: `--config`, else
+`/etc/garrison/garrison.toml`, else the built-in defaults. Users other than root have default places of their own.
+
+**Output.** Results go to standard output, errors to standard error: what happened, and indented below it what can be
+done. A terminal gets colours unless `NO_COLOR` is set, and lines of its width. A pipe or a file gets no colours, and
+lines as long as they need to be. Text that comes from workers or from the store is shown with control and
+bidirectional characters as escapes, so that it cannot steer the terminal; with `--json` they are JSON escapes.
+
+**When the agent is away or hangs.** No socket, or nobody behind it: exit code 69 and how to start it. No answer within
+10 seconds (70 for commands that change something, which the agent answers when it is done): exit code 69 and where
+to look. A reader that goes away (`garrison events | head`) is no error: 0.
+"""
+"""What holds for all commands, in Markdown; the manual page has it too."""
 
 
 def document() -> str:
-    """Return the generated part: exit codes, options for all commands, and each command."""
-    group: Any = typer.main.get_command(app)
-    lines = ["## Exit codes", "", "| code | meaning |", "|---|---|"]
+    """Return the generated part: introduction, exit codes, options for all commands, and each command."""
+    program = operator()
+    lines = [INTRODUCTION, "## Exit codes", "", "| code | meaning |", "|---|---|"]
     lines += [f"| {code} | {meaning} |" for code, meaning in MEANINGS.items()]
     lines += ["", "## Options in front of the command", ""]
-    lines += _options(group)
+    lines += [_option(option) for option in program.options if not option.names[0].endswith("-completion")]
     lines += [
-        "- `--install-completion`, `--show-completion`: completion for your shell, names of workers included.",
+        "- `--install-completion`, `--show-completion`: completion for your shell; the packages bring their own.",
         "- `-h`, `--help`: help, here and behind each command.",
         "",
     ]
-    for name, command in _commands(group):
-        lines += [f"## garrison {name}", "", "```", f"garrison {name}{_usage(command)}", "```", ""]
-        lines += [inspect.cleandoc(command.help or ""), ""]
-        options = _options(command)
-        lines += [*options, ""] if options else []
+    for command in program.below:
+        if not command.path or command.commands:
+            continue
+        lines += [f"## garrison {command.path}", "", "```", f"garrison {command.path}{_usage(command)}", "```", ""]
+        lines += [command.help, ""]
+        lines += [*(_option(option) for option in command.options), ""] if command.options else []
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from _commands(command, f"{before}{name} ")
-        else:
-            yield before + name, command
 
 
 def renewed(page: str) -> str:
@@ -63,31 +76,17 @@ def renewed(page: str) -> str:
     return f"{before}{BEGIN}\n\n{document()}\n{END}{after}"
 
 
-def _usage(command: Any) -> str:
-    words = ["[OPTIONS]"] if any(_is_option(parameter) for parameter in command.params) else []
-    words += [parameter.metavar for parameter in command.params if not _is_option(parameter)]
+def _usage(command: Command) -> str:
+    words = ["[OPTIONS]"] if command.options else []
+    words += [argument.usage for argument in command.arguments]
     return "".join(f" {word}" for word in words)
 
 
-def _options(command: Any) -> list[str]:
-    lines = []
-    for parameter in command.params:
-        if not _is_option(parameter) or parameter.name in _BUILT_IN:
-            continue
-        names = "`, `".join(sorted(parameter.opts, key=len))
-        if parameter.secondary_opts:
-            names += "`, `" + "`, `".join(parameter.secondary_opts)
-        value = "" if parameter.is_flag else f" {parameter.metavar}"
-        given = isinstance(parameter.default, int | float | str) and not parameter.is_flag and parameter.default != ""
-        default = f" Default: {parameter.default}." if given else ""
-        if parameter.secondary_opts:
-            default = f" Default: `{parameter.opts[0] if parameter.default else parameter.secondary_opts[0]}`."
-        lines.append(f"- `{names}`{value}: {parameter.help}{default}")
-    return lines
-
-
-def _is_option(parameter: Any) -> bool:
-    return bool(parameter.param_type_name == "option")
+def _option(option: Option) -> str:
+    names = "`, `".join(option.names + option.off)
+    value = f" {option.value.metavar}" if option.value else ""
+    default = f"`{option.default}`" if option.off else option.default
+    return f"- `{names}`{value}: {option.help}" + (f" Default: {default}." if default else "")
 
 
 def main() -> None:

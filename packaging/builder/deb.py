@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from builder import scripts, staging
 from builder.run import BuildError, run
 
-SCRIPTS = ("postinst", "prerm", "postrm")
+SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -47,66 +48,56 @@ def architecture() -> str:
     return _ARCHITECTURES[machine]
 
 
-def settle(root: Path, epoch: int) -> int:
-    """Give everything below a root the same owner-independent modes and one time.
-
-    Returns:
-        The size of all files, in bytes.
-    """
-    size = 0
-    for folder, names, files in os.walk(root, topdown=False):
-        for name in (*files, *names):
-            path = os.path.join(folder, name)
-            if not os.path.islink(path):
-                runs = os.path.isdir(path) or os.stat(path).st_mode & 0o100
-                os.chmod(path, 0o755 if runs else 0o644)
-                size += 0 if os.path.isdir(path) else os.path.getsize(path)
-            os.utime(path, (epoch, epoch), follow_symlinks=False)
-    root.chmod(0o755)
-    os.utime(root, (epoch, epoch))
-    return size
-
-
 def build(
-    root: Path, sources: Path, output: Path, env: Mapping[str, str], *, version: str, glibc: str, compression: str
+    root: Path,
+    sources: Path,
+    output: Path,
+    env: Mapping[str, str],
+    *,
+    identity: staging.Identity,
+    compression: str,
 ) -> Path:
-    """Make the package from a staging tree.
+    """Make the package from a staging tree; the tree is as before afterwards.
 
     Args:
         root: The tree as it will stand below ``/``.
         sources: Folder of the maintainer scripts.
         output: Where the package goes.
         env: From `run.environment`; its SOURCE_DATE_EPOCH is the time of everything.
-        version: The package's.
-        glibc: The oldest that it runs on.
+        identity: What it says of itself.
         compression: dpkg-deb's options for it, such as ``-Zxz -z6``.
 
     Raises:
         BuildError: dpkg-deb refused.
     """
     epoch = int(env["SOURCE_DATE_EPOCH"])
-    kibibytes = (settle(root, epoch) + 1023) // 1024
-    control = root / "DEBIAN"
-    control.mkdir()
+    kibibytes = (staging.settle(root, epoch) + 1023) // 1024
+    listed = [path for path in staging.entries(root) if (root / path).is_file() and not (root / path).is_symlink()]
     machine = architecture()
-    (control / "control").write_text(
-        _CONTROL.format(version=version, architecture=machine, kibibytes=kibibytes, glibc=glibc), encoding="utf-8"
-    )
-    for name in SCRIPTS:
-        shutil.copyfile(sources / name, control / name)
-        (control / name).chmod(0o755)
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-    files = [path for path in files if not path.is_relative_to(control)]
-    configuration = [f"/{path.relative_to(root)}\n" for path in files if path.is_relative_to(root / "etc")]
-    (control / "conffiles").write_text("".join(configuration), encoding="utf-8")
-    sums = [f"{_md5(path)}  {path.relative_to(root)}\n" for path in files if not path.is_relative_to(root / "etc")]
-    (control / "md5sums").write_text("".join(sums), encoding="utf-8")
-    settle(root, epoch)
     output.mkdir(parents=True, exist_ok=True)
-    package = output / f"garrison_{version}_{machine}.deb"
+    package = output / f"garrison_{identity.version}_{machine}.deb"
     # Beside it and renamed: an interrupted build leaves no half package under the real name.
     partial = package.with_suffix(".part")
-    run(["dpkg-deb", "--root-owner-group", *compression.split(), "--build", root, partial], dict(env))
+    control = root / "DEBIAN"
+    control.mkdir()
+    try:
+        (control / "control").write_text(
+            _CONTROL.format(version=identity.version, architecture=machine, kibibytes=kibibytes, glibc=identity.glibc),
+            encoding="utf-8",
+        )
+        for name in SCRIPTS:
+            (control / name).write_text(scripts.render(sources / name, identity.marks), encoding="utf-8")
+            (control / name).chmod(0o755)
+        configuration = [f"/{path}\n" for path in listed if path.is_relative_to("etc")]
+        (control / "conffiles").write_text("".join(configuration), encoding="utf-8")
+        sums = [f"{_md5(root / path)}  {path}\n" for path in listed if not path.is_relative_to("etc")]
+        (control / "md5sums").write_text("".join(sums), encoding="utf-8")
+        staging.settle(root, epoch)
+        # One thread: how many there are decides how xz cuts its blocks, and so the bytes.
+        one = {**env, "DPKG_DEB_THREADS_MAX": "1"}
+        run(["dpkg-deb", "--root-owner-group", *compression.split(), "--build", root, partial], one)
+    finally:
+        shutil.rmtree(control)
     partial.replace(package)
     return package
 

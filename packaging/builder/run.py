@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PACKAGE_OF = {
     "git": "git",
     "ldd": "libc-bin",
     "objdump": "binutils",
+    "rpmbuild": "rpm",
     "strip": "binutils",
 }
 
@@ -40,6 +42,8 @@ def environment(epoch: int) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        # An old pip without the package `wheel` would run setup.py itself and leave an egg-info that lists its paths.
+        "PIP_USE_PEP517": "1",
     }
 
 
@@ -72,3 +76,22 @@ def run(command: Sequence[str | Path], env: dict[str, str], cwd: Path | None = N
         line = " ".join(str(part) for part in command)
         raise BuildError(f"failed with status {done.returncode}: {line}\n{done.stdout}{done.stderr}".rstrip())
     return done.stdout
+
+
+def say(text: str) -> None:
+    """Tell how far the build is."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def owner_of(path: Path, env: dict[str, str]) -> str:
+    """Return the Debian package that has a file of the building machine; empty where none has."""
+    if shutil.which("dpkg", path=env["PATH"]) is None:
+        return ""
+    names = {path, path.resolve()}
+    names |= {Path("/", *name.parts[2:]) for name in names if name.is_relative_to("/usr")}
+    for name in sorted(names):
+        # 1: no package has a file of this name.
+        if owner := run(["dpkg", "-S", name], env, accept=1).partition(":")[0]:
+            return owner
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -12,6 +13,7 @@ from garrison.supervisor.cgroups.errors import CgroupError, UnsupportedError
 from garrison.supervisor.cgroups.files import read, remedy, write
 from garrison.supervisor.cgroups.hierarchy import Mount, path_of
 from garrison.supervisor.cgroups.kill import below, listed
+from garrison.supervisor.rights.capabilities import borrowed
 
 SUPERVISOR = "supervisor"
 WORKERS = "workers"
@@ -107,7 +109,8 @@ class Tree:
         return True
 
     def _mkdir(self, directory: str) -> None:
-        os.mkdir(directory, 0o755)
+        with self._right(directory):
+            os.mkdir(directory, 0o755)
 
     def _inherit_cpuset(self, directory: str) -> None:
         # A fresh v1 cpuset is empty and takes no process (ENOSPC); it matters where cpuset is co-mounted.
@@ -182,7 +185,13 @@ class Tree:
         return removed
 
     def _rmdir(self, directory: str) -> None:
-        os.rmdir(directory)
+        with self._right(directory):
+            os.rmdir(directory)
+
+    def _right(self, directory: str) -> contextlib.AbstractContextManager[None]:
+        # The top of a hierarchy is writable for nobody, and the master has this capability put away.
+        top = os.path.dirname(directory) == self.mount.point
+        return borrowed("dac_override") if top else contextlib.nullcontext()
 
     def lock(self, *, make: bool = True) -> bool:
         """Take the exclusive lock of ``<own>``; it ends with `unlock`, the process, or an exec.

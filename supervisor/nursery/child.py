@@ -1,8 +1,9 @@
 """From fork to worker: what the child does before the first instruction of worker code.
 
 Order matters. A session of its own, then into its cgroup as far as it can by itself, then the gate: until the
-master has verified where the process is, nothing else happens here. Behind the gate: limits, then the parent-death
-signal (a change of user clears it, so it comes after any), then the check that the parent did not die meanwhile.
+master has verified where the process is, nothing else happens here. Behind the gate: limits, then user and
+capabilities, then the parent-death signal (a change of user clears it), then the check that the parent did not die
+meanwhile, and last the filter of system calls.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ import resource
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import setproctitle
 
 from garrison.supervisor.linux import become_subreaper, die_with_parent
+from garrison.supervisor.nursery import giving
 from garrison.supervisor.nursery.protocol import Spawn
+from garrison.supervisor.rights import seccomp
+from garrison.supervisor.rights.grant import RightsError
+
+if TYPE_CHECKING:
+    from garrison.workers.runtime.loader import Loaded
 
 GATE_OPEN = b"G"
 AT_THE_GATE = b"W"
@@ -56,13 +63,19 @@ def become(request: Spawn, fds: list[int], nursery_pid: int, signals: tuple[int,
         _arrange_fds(config, events, output)
         _apply_limits(request)
         os.umask(0o077)
+        loaded = giving.load(request)
+        given = giving.give(request, loaded)
         if request.subreaper:
             become_subreaper()
         die_with_parent()
         if os.getppid() != nursery_pid:
             os._exit(NOT_STARTED)
         setproctitle.setproctitle(f"garrison: {request.worker}")
-        status = _exec(request) if request.command else _run_modules(request)
+        seccomp.install(given.system_calls)
+        status = _exec(request) if request.command else _run_modules(request, given, loaded)
+    except RightsError as error:
+        # One line: it is the reason that the master shows.
+        sys.stderr.write(f"not started: {error}\n")
     except BaseException:  # noqa: BLE001  nothing may return into the nursery's loop in the child
         traceback.print_exc()
     finally:
@@ -159,7 +172,7 @@ def _exec(request: Spawn) -> int:
         return COMMAND_NOT_FOUND
 
 
-def _run_modules(request: Spawn) -> int:
+def _run_modules(request: Spawn, given: giving.Given, loaded: Loaded | None) -> int:
     from garrison.workers.runtime.assignment import Assignment
     from garrison.workers.runtime.process import run
 
@@ -171,5 +184,8 @@ def _run_modules(request: Spawn) -> int:
             state_dir=request.state_dir,
             beat_seconds=request.beat_seconds,
             queue_bytes=request.queue_bytes,
-        )
+            rights=given.rights,
+            lacks=given.lacks,
+        ),
+        loaded,
     )

@@ -23,6 +23,7 @@ from garrison.supervisor.cgroups.base import KillPlan
 from garrison.supervisor.cgroups.kill import carry_out
 from garrison.supervisor.linux import become_subreaper
 from garrison.supervisor.nursery import child, fork, protocol
+from garrison.supervisor.rights import seccomp
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 FINAL_REAP_SECONDS = 1.0
@@ -100,6 +101,7 @@ class Nursery:
                 importlib.import_module(name)
             except Exception as error:  # noqa: BLE001  a worker's broken code must not take the nursery along
                 sys.stderr.write(f"garrison: nursery: {name} cannot be loaded ahead: {error!r}\n")
+        seccomp.prepare()
         # What is loaded now is shared by every child: out of the collector's sight it stays unwritten.
         gc.freeze()
         gc.enable()

@@ -8,8 +8,11 @@ from __future__ import annotations
 import array
 import os
 import socket
+from typing import Literal
 
 import msgspec
+
+from garrison.ipc.rights import SystemCalls
 
 MAX_DATAGRAM = 64 * 1024
 """Largest message, bytes; well below the smallest default of a Unix socket's send buffer (208 KiB)."""
@@ -26,6 +29,28 @@ class Setup(msgspec.Struct, tag="setup", kw_only=True):
     procs_dirs: tuple[str, ...] = ()
     quota_files: tuple[tuple[str, str], ...] = ()
     preload: tuple[str, ...] = ()
+
+
+class Rights(msgspec.Struct, kw_only=True, frozen=True):
+    """What a worker may do, as its settings say.
+
+    Attributes:
+        user: Name of the user that it becomes; empty: it stays the agent's.
+        uid: That user's id.
+        gid: Its group.
+        groups: Its supplementary groups.
+        user_is_chosen: Somebody chose that user, so that it is never another one.
+        capabilities: What it is given, or it does not start; None: what its modules declare, as far as there is.
+        system_calls: The filter (`ipc.rights.SystemCalls`); empty: what its modules declare.
+    """
+
+    user: str = ""
+    uid: int = -1
+    gid: int = -1
+    groups: tuple[int, ...] = ()
+    user_is_chosen: bool = False
+    capabilities: tuple[str, ...] | None = None
+    system_calls: SystemCalls | Literal[""] = ""
 
 
 class Spawn(msgspec.Struct, tag="spawn", kw_only=True):
@@ -51,6 +76,7 @@ class Spawn(msgspec.Struct, tag="spawn", kw_only=True):
     subreaper: bool = False
     born_in: str = ""
     tasks: tuple[str, ...] = ()
+    rights: Rights = Rights()
 
 
 class Signal(msgspec.Struct, tag="signal"):

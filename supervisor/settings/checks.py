@@ -96,6 +96,8 @@ def finish_worker(name: str, worker: Worker, key: str, problems: Collector) -> W
     if name == AGENT:
         problems.add(key, "is the name that the agent's own events bear", "Give the worker another name")
         return worker
+    if "none" in worker.capabilities and len(worker.capabilities) > 1:
+        problems.add(f"{key}.capabilities", 'has "none" among others', "Leave one or the other out")
     if problems.failed(f"{key}.modules", f"{key}.command"):
         return worker
     if worker.modules and worker.command:
@@ -151,6 +153,8 @@ def _check_command(worker: Worker, key: str, problems: Collector) -> None:
         problems.add(
             f"{key}.command[0]", f"is {show(program)}; the program's path must be absolute", "No PATH is searched"
         )
+    if worker.system_calls == "observe":
+        problems.add(f"{key}.system_calls", 'is "observe", which no program can start under', 'Use "usual"')
     for name in worker.environment:
         if _VARIABLE.fullmatch(name) is None:
             problems.add(
@@ -165,7 +169,8 @@ def finish(settings: Settings, problems: Collector) -> Settings:
     workers = {}
     for name, worker in settings.workers.items():
         key = f"workers.{join(name)}"
-        workers[name] = finish_worker(name, worker, key, problems)
+        worker = finish_worker(name, worker, key, problems)
+        workers[name] = msgspec.structs.replace(worker, user=worker.user or settings.agent.worker_user)
         check_budget(worker.budget, f"{key}.budget", problems, settings.agent.budget)
     check_etcd(settings.store, problems)
     check_kafka(settings.sink, problems)

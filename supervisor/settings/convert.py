@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
+from garrison.ipc.rights import CAPABILITIES
 from garrison.supervisor.settings import units
 from garrison.supervisor.settings.fields import Setting, Shape, settings_of
 from garrison.supervisor.settings.problems import Collector
@@ -276,6 +277,16 @@ def _check_endpoint(text: str) -> None:
     parse_endpoint(text)
 
 
+def _check_capability(text: str) -> None:
+    if text == "none" or text in CAPABILITIES:
+        return
+    word = text.lower().removeprefix("cap_")
+    near = word if word in CAPABILITIES else nearest(word, CAPABILITIES)
+    raise ValueError(
+        f"it is no capability{f'; did you mean {chr(34)}{near}{chr(34)}?' if near else ', see capabilities(7)'}"
+    )
+
+
 def _check_metrics(text: str) -> None:
     from garrison.supervisor.metrics.address import parse_address  # only where there is one
 
@@ -307,6 +318,7 @@ _FORMS: dict[str, Any] = {
     "endpoint": _check_endpoint,
     "server": _check_server,
     "topic": _check_topic,
+    "capability": _check_capability,
     "metrics": _check_metrics,
     "textfile": _check_textfile,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 
@@ -67,11 +67,9 @@ level = "notice"
 """
 """A complete file, shown on the page; a test loads it."""
 
-_INTRODUCTION = f"""\
-# Configuration
+_NOTE = "<!-- Generated from supervisor/settings/schema.py by `make docs`. Change the schema, not this page. -->"
 
-<!-- Generated from supervisor/settings/schema.py by `make docs`. Change the schema, not this page. -->
-
+INTRODUCTION = f"""\
 `garrisond` reads one file in TOML. It says what the agent needs before it can reach its store; everything else
 comes from the store. No setting is required: without a file the agent runs on the defaults below.
 
@@ -111,14 +109,38 @@ names those that differ.
 ```toml
 {EXAMPLE}```
 """
+"""What holds for the whole file, in Markdown; the manual page has it too."""
+
+
+class Row(NamedTuple):
+    """What there is to say about one setting, in Markdown."""
+
+    name: str
+    type: str
+    default: str
+    range: str
+    text: str
+
+
+class Section(NamedTuple):
+    """One table of the file: its key such as ``store.etcd``, what it is for, and its settings."""
+
+    key: str
+    paragraphs: tuple[str, ...]
+    rows: tuple[Row, ...]
 
 
 def page() -> str:
     """Return the whole reference page, in Markdown."""
-    return "\n".join([_INTRODUCTION, *_tables(Settings, "")])
+    return "\n".join([f"# Configuration\n\n{_NOTE}\n", INTRODUCTION, *(_section(each) for each in sections())])
 
 
-def _tables(struct: type[msgspec.Struct], key: str) -> Iterator[str]:
+def sections() -> Iterator[Section]:
+    """Yield every table of the file in the order of the page; the manual page is made from them too."""
+    yield from _sections(Settings, "")
+
+
+def _sections(struct: type[msgspec.Struct], key: str) -> Iterator[Section]:
     below: list[tuple[type[msgspec.Struct], str]] = []
     own = []
     for setting in settings_of(struct).values():
@@ -129,35 +151,33 @@ def _tables(struct: type[msgspec.Struct], key: str) -> Iterator[str]:
         elif many is not None:
             below.append((many, f"{name}.NAME"))
         else:
-            own.append(setting)
+            own.append(_row(setting))
     if key:
-        yield f"## `[{key}]`\n"
-        yield " ".join((struct.__doc__ or "").split()) + "\n"
+        paragraphs = [" ".join((struct.__doc__ or "").split())]
         if key == "workers.NAME":
-            yield (
+            paragraphs.append(
                 f"Without any `[workers]` table the built-in workers run: {_names(BUILTIN_WORKERS)}. "
-                "With one, exactly those that it lists; an empty `[workers]` means none.\n"
+                "With one, exactly those that it lists; an empty `[workers]` means none."
             )
-        yield from _settings(own)
+        yield Section(key, tuple(paragraphs), tuple(own))
     for inner_struct, name in below:
-        yield from _tables(inner_struct, name)
+        yield from _sections(inner_struct, name)
 
 
-def _settings(settings: Sequence[Setting]) -> Iterator[str]:
-    if not settings:
-        return
-    yield "| setting | type | default | range | |"
-    yield "|---|---|---|---|---|"
-    for setting in settings:
-        cells = (
-            f"`{setting.name}`",
-            _type(setting.shape),
-            _default(setting),
-            _range(setting.shape),
-            setting.shape.description + (" *restart*" if setting.shape.extra.get("restart") else ""),
-        )
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-    yield ""
+def _row(setting: Setting) -> Row:
+    text = setting.shape.description + (" *restart*" if setting.shape.extra.get("restart") else "")
+    return Row(setting.name, _type(setting.shape), _default(setting), _range(setting.shape), text)
+
+
+def _section(section: Section) -> str:
+    lines = [f"## `[{section.key}]`\n", *(f"{paragraph}\n" for paragraph in section.paragraphs)]
+    if section.rows:
+        lines += ["| setting | type | default | range | |", "|---|---|---|---|---|"]
+        for row in section.rows:
+            cells = (f"`{row.name}`", *row[1:])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _type(shape: Shape) -> str:

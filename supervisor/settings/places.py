@@ -108,7 +108,8 @@ class FolderError(ReadableOSError):
 
 _REMEDIES = {
     errno.EROFS: "the file system is read-only; choose a folder on another one",
-    errno.EACCES: "run the agent as root, or choose a folder that this user may write",
+    errno.EACCES: "run the agent as root, or choose a folder that this user may write; root itself may write only what "
+    "belongs to root, because the agent puts CAP_DAC_OVERRIDE away",
     errno.EPERM: "run the agent as root, or choose a folder that this user may write",
     errno.ENOSPC: "the disk is full; make room, or choose a folder on another one",
     errno.EDQUOT: "the user's disk quota is used up; make room, or choose another folder",

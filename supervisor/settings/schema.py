@@ -25,6 +25,7 @@ LEVEL_SYNONYMS: Final[dict[str, LogLevel]] = {
     "emergency": "emerg",
 }
 
+USER_PATTERN: Final = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*[$]?)?$"
 WORKER_NAME_PATTERN: Final = r"^[a-z][a-z0-9_-]{0,31}$"
 MAX_WORKERS: Final = 64
 
@@ -322,6 +323,19 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             },
         ),
     ] = ""
+    worker_user: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            pattern=USER_PATTERN,
+            description="The user that workers run as, of /etc/passwd. `root` leaves them the agent's own, without its "
+            "capabilities all the same.",
+            extra={
+                "pattern_help": "a user's name",
+                "automatic": "`garrison-worker` where there is one, else the agent's own; not root: the agent's own",
+            },
+        ),
+    ] = ""
     run_dir: Annotated[
         Path,
         Meta(
@@ -465,6 +479,33 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = field(default_factory=dict)
     budget: Annotated[Budget, Meta(description="What this worker may use.")] = Budget()
+    user: Annotated[
+        str,
+        Meta(
+            max_length=64,
+            pattern=USER_PATTERN,
+            description="The user that its process becomes, of /etc/passwd.",
+            extra={"pattern_help": "a user's name", "automatic": "`agent.worker_user`"},
+        ),
+    ] = ""
+    capabilities: Annotated[
+        tuple[Annotated[str, Meta(max_length=32, extra={"form": "capability"})], ...],
+        Meta(
+            max_length=64,
+            description='Linux capabilities of its process instead, as in `["net_raw"]`; `["none"]` for none at all. '
+            "It does not start where the agent does not have them (the unit's `CapabilityBoundingSet=`).",
+            extra={"unique": True, "automatic": "what its modules declare; none for `command`"},
+        ),
+    ] = ()
+    system_calls: Annotated[
+        Literal["declared", "any", "usual", "observe"],
+        Meta(
+            description="What its process may ask the kernel for. `declared`: what its modules declare, `usual` for "
+            "`command`. `usual`: nothing that changes the kernel, the machine or its namespaces, or looks into other "
+            "processes' memory. `observe`, for modules only: also no programs, no connections, and of files only the "
+            "content changes. `any`: all that its capabilities allow.",
+        ),
+    ] = "declared"
 
 
 class DirectoryStore(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from garrison.supervisor.desired.model import short_hash
 from garrison.supervisor.lifecycle import ALIVE, Event, State, after
 from garrison.supervisor.nursery.client import NurseryDiedError, NurseryError
 from garrison.supervisor.nursery.protocol import Spawn
+from garrison.supervisor.rights.accounts import NoAccountError
 from garrison.supervisor.settings import Worker as Definition
 from garrison.supervisor.worker import ending
 from garrison.supervisor.worker.configuration import ConfigurationState, Offer, pace_of
@@ -36,6 +37,7 @@ from garrison.supervisor.worker.launch import KilledError, launch
 from garrison.supervisor.worker.modules import asks_again
 from garrison.supervisor.worker.node import WorkerNode, limits_of
 from garrison.supervisor.worker.process import WorkerProcess
+from garrison.supervisor.worker.rights import rights_of
 from garrison.supervisor.worker.services import Services
 
 SWEEP_SECONDS = 5.0
@@ -125,11 +127,7 @@ class WorkerSupervisor:
     def want(self, desired: WorkerDesired, definition: Definition | None = None) -> None:
         """Take a new desired state; what follows from it happens in the worker's own task."""
         if definition is not None and definition != self.definition:
-            changed = (definition.modules, definition.command, definition.environment) != (
-                self.definition.modules,
-                self.definition.command,
-                self.definition.environment,
-            )
+            changed = _runs(definition) != _runs(self.definition)
             self.definition = definition
             self._restart_wanted = self._restart_wanted or changed
         self.desired = desired
@@ -371,7 +369,7 @@ class WorkerSupervisor:
             self._to(Event.LOST, reason=str(error))
             self._later(0.05)
             return
-        except (CgroupError, NurseryError, FrameTooLargeError, OSError) as error:
+        except (CgroupError, NurseryError, NoAccountError, FrameTooLargeError, OSError) as error:
             if isinstance(error, FrameTooLargeError):
                 self._intake.on_applied(Applied(revision=config.revision, ok=False, error=str(error)))
             self._refused(str(error))
@@ -406,6 +404,7 @@ class WorkerSupervisor:
             rlimits=held.rlimits,
             nice=held.nice,
             subreaper=held.subreaper,
+            rights=rights_of(definition),
         )
 
     def _keep(self) -> None:
@@ -643,7 +642,9 @@ class WorkerSupervisor:
         """Return what stands for all that the worker is told to be: another one is a new attempt."""
         budget = msgspec.structs.replace(self.desired.budget, force=False, dry_run=False)
         definition = self.definition
-        return short_hash(self.desired.hash, budget, definition.modules, definition.command, definition.environment)
+        program, rights = _runs(definition)
+        # Rights that nobody has set count for nothing: another version of the agent is no new attempt of the worker.
+        return short_hash(self.desired.hash, budget, *program, *(rights if rights != _runs(Definition())[1] else ()))
 
     def _send_config(self) -> None:
         if self.process is None or self.process.gone:
@@ -686,6 +687,12 @@ class WorkerSupervisor:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _runs(definition: Definition) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """Return what makes another process of a worker: what it runs, and with which rights."""
+    program = (definition.modules, definition.command, definition.environment)
+    return program, (definition.user, definition.capabilities, definition.system_calls)
 
 
 def module_name(spec: str) -> str:

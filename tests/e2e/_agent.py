@@ -98,6 +98,9 @@ class RunningAgent:
         if "pressure" not in f"{agent}{more}{workers}":
             # The machine that runs the tests is busy with other things, and a test is about something else.
             agent = f"pressure = {{cpu_percent = 100, io_percent = 100, memory_percent = 100}}\n{agent}"
+        if "worker_user" not in agent:
+            # Where the package is installed there is a user for workers, who may not read this checkout.
+            agent = f'worker_user = "root"\n{agent}'
         self.config.write_text(
             f"""
 [agent]

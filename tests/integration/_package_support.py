@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-TOOLS = ("dpkg-deb", "ldd", "objdump", "strip")
+TOOLS = ("dpkg-deb", "ldd", "objdump", "rpmbuild", "strip")
 EPOCH = 1_700_000_000
 FOLDERS = ("supervisor", "workers", "ipc", "fleet", "packaging", "systemd", "requirements")
 COPIED = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", *FOLDERS)
@@ -24,15 +25,19 @@ class Built:
     """What the builds left.
 
     Attributes:
+        folder: Everything that the build made.
+        again: The same of a second build, in another place, with another umask, time zone and language.
         package: The DEB.
-        again: The DEB of a second build, in another place, with another umask, time zone and language.
-        root: The first one's tree, unpacked.
+        rpm: The RPM.
+        root: The DEB's tree, unpacked.
         work: The folder in which the first was built.
         report: What the first build printed.
     """
 
-    package: Path
+    folder: Path
     again: Path
+    package: Path
+    rpm: Path
     root: Path
     work: Path
     report: str
@@ -45,7 +50,7 @@ def build_twice(folder: Path) -> Built:
     """
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
-        pytest.skip(f"the package build needs {', '.join(missing)} (apt-get install binutils dpkg)")
+        pytest.skip(f"the package build needs {', '.join(missing)} (apt-get install binutils dpkg rpm)")
     source = folder / "source"
     source.mkdir()
     for name in COPIED:
@@ -60,8 +65,7 @@ def build_twice(folder: Path) -> Built:
             [
                 *(sys.executable, source / "packaging" / "build.py"),
                 *("--work", place / "work", "--output", place / "dist"),
-                # Quick, and as good as xz for everything that is tested.
-                *("--compression", "-Zgzip -z1"),
+                "--quick",
             ],
             env={**os.environ, **around, "SOURCE_DATE_EPOCH": str(EPOCH), "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.DEVNULL,
@@ -83,10 +87,19 @@ def build_twice(folder: Path) -> Built:
         if process.returncode != 0 and any(sign in report for sign in OFFLINE):
             pytest.skip("the package build reaches no package index")
         assert process.returncode == 0, report
-    first, second = (next((place / "dist").glob("*.deb")) for place in places)
+    first, second = (place / "dist" for place in places)
+    package, rpm = next(first.glob("*.deb")), next(first.glob("*.rpm"))
     root = folder / "root"
-    subprocess.run(["dpkg-deb", "-x", first, root], check=True)
-    return Built(first, second, root, places[0] / "work", reports[0])
+    subprocess.run(["dpkg-deb", "-x", package, root], check=True)
+    return Built(first, second, package, rpm, root, places[0] / "work", reports[0])
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """Return what two builds made; once for all tests."""
+    folder = tmp_path_factory.mktemp("packages")
+    yield build_twice(folder)
+    shutil.rmtree(folder)
 
 
 def field(package: Path, name: str) -> str:
@@ -98,6 +111,19 @@ def field(package: Path, name: str) -> str:
 def control_file(package: Path, name: str) -> str:
     """Return a file of a package's control archive."""
     asked = subprocess.run(["dpkg-deb", "-I", package, name], capture_output=True, text=True, check=True)
+    return asked.stdout
+
+
+def rpm_query(package: Path, form: str) -> str:
+    """Return what rpm says of a package file; ``form`` is a query format."""
+    asked = subprocess.run(
+        ["rpm", "-qp", "--nosignature", "--qf", form, package],
+        # No configuration but rpm's own.
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return asked.stdout
 
 

@@ -1,20 +1,31 @@
-"""The DEB: how it is built, what is in it, and the agent that runs from it."""
+"""DEB and RPM: how they are built, what is in them, and the agent that runs from the DEB."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e._agent import RunningAgent, alive, needs_cgroups, until
-from tests.integration._package_support import EPOCH, Built, build_twice, control_file, field, files_below
+from tests.integration._package_support import (
+    CHECKOUT,
+    EPOCH,
+    Built,
+    control_file,
+    field,
+    files_below,
+    rpm_query,
+)
 
 OPT = Path("/opt/garrison")
 PYTHON = OPT / "bin" / "python3"
@@ -23,11 +34,12 @@ DEFAULT_PLACES = (OPT, CONFIG.parent, *(Path(f"/{name}/garrison") for name in ("
 EMPTY = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    folder = tmp_path_factory.mktemp("packages")
-    yield build_twice(folder)
-    shutil.rmtree(folder)
+def maintainer_scripts(built: Built) -> dict[str, str]:
+    """Return every script of both packages, by family and name."""
+    found = {f"deb {name}": control_file(built.package, name) for name in ("preinst", "postinst", "prerm", "postrm")}
+    return found | {
+        f"rpm {tag}": rpm_query(built.rpm, f"%{{{tag}}}") for tag in ("PREIN", "PREUN", "POSTUN", "POSTTRANS")
+    }
 
 
 def in_tree(built: Built, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -42,8 +54,25 @@ def in_tree(built: Built, *arguments: str, env: dict[str, str] | None = None) ->
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_place_umask_zone_and_language(built: Built) -> None:
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (built.package, built.again)}
-    assert len(digests) == 1
+    made = {path.name: path.read_bytes() for path in built.folder.iterdir()}
+    assert sorted(name.rpartition(".")[2] for name in made) == ["SHA256SUMS", "deb", "json", "rpm"]
+    assert {path.name: path.read_bytes() == made[path.name] for path in built.again.iterdir()} == dict.fromkeys(
+        made, True
+    )
+
+
+def test_the_checksums_beside_the_packages_are_theirs(built: Built) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=built.folder,
+        env=EMPTY | {"LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    checked = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert checked == {path.name for path in built.folder.iterdir()} - {"SHA256SUMS"}
 
 
 def test_the_build_tells_sizes_checksum_and_the_oldest_c_library(built: Built) -> None:
@@ -77,11 +106,121 @@ def test_nothing_in_the_package_names_the_folder_it_was_built_in(built: Built) -
 
 
 def test_the_maintainer_scripts_are_shell_and_the_configuration_is_a_conffile(built: Built) -> None:
-    for name in ("postinst", "prerm", "postrm"):
-        script = control_file(built.package, name)
+    for script in maintainer_scripts(built).values():
         subprocess.run(["/bin/sh", "-n"], input=script, text=True, check=True)
     assert control_file(built.package, "conffiles").split() == [str(CONFIG)]
     assert "opt/garrison/bin/python3" in control_file(built.package, "md5sums")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing_in_the_scripts_of_both_families(built: Built) -> None:
+    for name, script in maintainer_scripts(built).items():
+        # 2034, 2317: what is included is not used whole by every script.
+        done = subprocess.run(
+            ["shellcheck", "--shell=sh", "--exclude=SC2034,SC2317,SC2329,SC3013", "-"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{name}: {done.stdout}"
+
+
+def test_no_script_has_a_mark_left_that_nothing_stands_for(built: Built) -> None:
+    for script in maintainer_scripts(built).values():
+        assert not re.search(r"@[A-Z_]+@|#include", script)
+
+
+def test_the_rpm_has_the_files_of_the_deb_and_the_preset_beside(built: Built) -> None:
+    ours = {
+        f"/{path.relative_to(built.root)}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in built.root.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+    preset = "/usr/lib/systemd/system-preset/80-garrison.preset"
+    told = rpm_query(
+        built.rpm, "[%{FILENAMES}\t%{FILEDIGESTS}\t%{FILEMODES:octal}\t%{FILEUSERNAME}:%{FILEGROUPNAME}\n]"
+    )
+    rows = [line.split("\t") for line in told.splitlines()]
+    assert {name: digest for name, digest, *_ in rows if digest and name != preset} == ours
+    assert preset in {name for name, *_ in rows}
+    for name, _, mode, owner in rows:
+        assert owner == "root:root", name
+        assert mode in ("40755", "100755", "100644", "120777"), (name, mode)
+    folders = {name for name, _, mode, _ in rows if mode == "40755"}
+    assert folders
+    assert all(name.startswith(("/opt/garrison", "/etc/garrison", "/usr/share/doc/garrison")) for name in folders)
+
+
+def test_the_rpm_needs_the_c_library_and_nothing_else_and_old_rpms_can_read_it(built: Built) -> None:
+    needed = re.search(r"^glibc +(\S+)", built.report, re.MULTILINE)
+    assert needed
+    asked = set(rpm_query(built.rpm, "[%{REQUIRENAME}\n]").split())
+    machine = os.uname().machine
+    assert asked == {
+        "/bin/sh",
+        f"libc.so.6(GLIBC_{needed[1]})(64bit)",
+        *("rpmlib(CompressedFileNames)", "rpmlib(FileDigests)", "rpmlib(PayloadFilesHavePrefix)"),
+    }
+    assert (
+        rpm_query(built.rpm, "%{NAME} %{ARCH} %{BUILDTIME} %{BUILDHOST}") == f"garrison {machine} {EPOCH} reproducible"
+    )
+    assert rpm_query(built.rpm, "[%{FILEFLAGS:fflags} %{FILENAMES}\n]").count("cn ") == 1
+    assert f"cn {CONFIG}\n" in rpm_query(built.rpm, "[%{FILEFLAGS:fflags} %{FILENAMES}\n]")
+
+
+def test_the_bill_of_materials_names_every_package_and_library_inside(built: Built) -> None:
+    text = (built.root / "opt/garrison/sbom.cdx.json").read_text()
+    assert next(built.folder.glob("*.cdx.json")).read_text() == text
+    bill = json.loads(text)
+    assert (bill["bomFormat"], bill["specVersion"], bill["metadata"]["component"]["name"]) == (
+        "CycloneDX",
+        "1.5",
+        "garrison",
+    )
+    parts = {part["name"]: part for part in bill["components"]}
+    assert parts["cpython"]["version"] == in_tree(built, "-V").stdout.split()[1]
+    inside = {
+        re.sub(r"[-_.]+", "-", name.partition("-")[0]).lower(): name.removesuffix(".dist-info").partition("-")[2]
+        for name in (path.name for path in built.root.rglob("*.dist-info"))
+    }
+    del inside["garrison"]
+    assert {name: parts[name]["version"] for name in inside} == inside
+    libraries = {path.name: path for path in (built.root / "opt/garrison/lib").glob("*.so*")}
+    assert set(parts) == {"cpython", *inside, *libraries}
+    for name, path in libraries.items():
+        assert parts[name]["hashes"][0]["content"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert name.startswith("libpython") or parts[name]["version"], name
+    for name in inside:
+        assert parts[name]["licenses"], name
+    references = [part["bom-ref"] for part in bill["components"]]
+    assert len(references) == len(set(references))
+    assert bill["dependencies"][0] == {"ref": "garrison", "dependsOn": references}
+
+
+def test_the_manifest_lists_every_file_of_the_tree_with_its_checksum(built: Built) -> None:
+    top = built.root / "opt/garrison"
+    listed = dict(reversed(line.split("  ", 1)) for line in (top / "MANIFEST").read_text().splitlines())
+    found = {
+        f"./{path.relative_to(top)}": path for path in top.rglob("*") if path.is_file() and path.name != "MANIFEST"
+    }
+    assert set(listed) == set(found)
+    assert all(hashlib.sha256(found[name].read_bytes()).hexdigest() == digest for name, digest in listed.items())
+
+
+def test_two_builds_in_one_folder_do_not_get_into_each_others_way(tmp_path: Path) -> None:
+    held = tmp_path / "work.lock"
+    with held.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, CHECKOUT / "packaging" / "build.py", "--work", tmp_path / "work", "--output", tmp_path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "another build works in" in done.stderr
+    assert list(tmp_path.iterdir()) == [held]
 
 
 # The interpreter inside
@@ -147,10 +286,18 @@ def test_systemd_finds_nothing_wrong_with_the_unit(built: Built, tmp_path: Path)
     root = tmp_path / "root"
     (root / "bin").mkdir(parents=True)
     (root / "bin" / "kill").touch(mode=0o755)
-    for name in ("lib", "usr", "opt/garrison/bin"):
+    for name in ("usr", "opt/garrison/bin"):
         shutil.copytree(built.root / name, root / name, symlinks=True)
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", f"--root={root}", "garrison.service"],
+        [
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            "--recursive-errors=no",
+            f"--root={root}",
+            "garrison.service",
+            "garrison.slice",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -159,7 +306,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(built: Built, tmp_path: Path)
 
 
 def test_the_units_caps_are_above_the_workers_aggregate(built: Built) -> None:
-    unit = (built.root / "lib/systemd/system/garrison.service").read_text()
+    unit = (built.root / "usr/lib/systemd/system/garrison.service").read_text()
     code = (
         "from garrison.supervisor.settings.schema import AggregateBudget as B; "
         "print(B().cpu_quota_percent, B().memory_max)"
@@ -200,7 +347,9 @@ def running_from_the_package() -> list[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                if os.readlink(f"/proc/{entry}/exe") == str(PYTHON) and alive(int(entry)):
+                # Not those of a container.
+                ours = os.path.samefile(f"/proc/{entry}/root", "/")
+                if ours and os.readlink(f"/proc/{entry}/exe") == str(PYTHON) and alive(int(entry)):
                     found.append(int(entry))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue

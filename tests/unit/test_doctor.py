@@ -52,6 +52,19 @@ def test_all_capabilities_are_good_and_each_missing_one_is_named() -> None:
         assert purpose in found.detail
 
 
+def test_the_worker_user_has_to_be_there_and_not_be_root(tmp_path: Path) -> None:
+    (tmp_path / "group").write_text("")
+    for passwd, status, expected in (
+        ("root:x:0:0::/root:/bin/sh\n", "warn", "no user garrison-worker"),
+        ("garrison-worker:x:0:0::/:/bin/sh\n", "warn", "is root"),
+        ("garrison-worker:x:990:990::/:/bin/false\n", "ok", "uid 990"),
+    ):
+        (tmp_path / "passwd").write_text(passwd)
+        found = doctor_kernel.worker_user(str(tmp_path))
+        assert (found.status, expected in found.detail) == (status, True)
+        assert found.status == "ok" or found.remedy
+
+
 def test_missing_pressure_information_names_the_fallback(tmp_path: Path) -> None:
     found = doctor_kernel.pressure(str(tmp_path))
     assert found.status == "warn"
@@ -150,6 +163,13 @@ def test_a_directory_that_everybody_can_write_to_fails(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     found = doctor_files.directory("run_dir", str(tmp_path), 1)
     assert (found.status, found.remedy) == ("fail", f"chmod 0755 {tmp_path}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_directory_of_somebody_elses_is_nothing_for_an_agent_of_roots(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1, 1)
+    found = doctor_files.directory("run_dir", str(tmp_path), 1)
+    assert (found.status, f"chown root {tmp_path}" in found.remedy) == ("fail", True)
 
 
 def test_too_little_space_is_a_warning(tmp_path: Path) -> None:

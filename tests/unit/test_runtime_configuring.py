@@ -217,6 +217,28 @@ def test_a_spec_that_leads_nowhere_is_refused_with_the_reason(spec, text):
     assert str(caught.value).startswith("module mine: ")
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ('capabilities = ("CAP_NET_RAW",)', "its capabilities are"),
+        ('capabilities = ("everything",)', "its capabilities are"),
+        ('capabilities = ("net_raw")', "a tuple of names"),
+        ("capabilities = (1,)", "a tuple of names"),
+        ('system_calls = "some"', "there are any, usual, observe"),
+        ("system_calls = None", "there are any, usual, observe"),
+    ],
+)
+def test_a_module_that_declares_rights_that_do_not_exist_is_refused(tmp_path, line, text):
+    path = tmp_path / "greedy.py"
+    path.write_text(f"from garrison.workers.runtime.module import Module\nclass Greedy(Module):\n    {line}\n")
+    path.chmod(0o600)
+    before = set(sys.modules)
+    with pytest.raises(ModuleLoadError, match=text):
+        load("greedy", f"{path}:Greedy")
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
 @pytest.mark.parametrize("body", ["raise SystemExit(1)", "1/0", "def broken(:", "import nothing_like_this"])
 def test_a_file_that_fails_when_imported_is_refused_and_leaves_nothing(tmp_path, body):
     path = tmp_path / "bad.py"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from garrison.ipc.rights import SystemCalls
 from garrison.workers.files import events, roots, settings
 from garrison.workers.files.baseline import Baseline, BaselineLostError
 from garrison.workers.files.engine import Engine
@@ -33,6 +34,9 @@ class FilesModule(Module):
     """Integrity of files."""
 
     Config: ClassVar[type[msgspec.Struct]] = settings.Config
+    capabilities: ClassVar[tuple[str, ...]] = ("dac_read_search", "fowner")
+    """Files that only their owner may read; access times and the page cache left as they were (O_NOATIME, mincore)."""
+    system_calls: ClassVar[SystemCalls] = "observe"
 
     _baseline: Baseline | None
     _watches: Watches | None

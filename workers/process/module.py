@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from garrison.ipc.rights import SystemCalls
 from garrison.workers.process import events, settings
 from garrison.workers.process.connector import Connector, ConnectorError, open_connector
 from garrison.workers.process.scan import Seen
@@ -32,6 +33,9 @@ class ProcessModule(Module):
     """Process creation and what is suspicious about it."""
 
     Config: ClassVar[type[msgspec.Struct]] = settings.Config
+    capabilities: ClassVar[tuple[str, ...]] = ("net_admin", "sys_ptrace", "dac_read_search")
+    """The connector; executables, folders and sockets of other users' processes; the list of their descriptors."""
+    system_calls: ClassVar[SystemCalls] = "observe"
 
     _connector: Connector | None
     _nudge: Wakeup | None

@@ -87,7 +87,10 @@ class Applying:
                 if self._next is None:
                     return
                 config, self._next = self._next, None
+                started = self.started
                 self._begin(config, now)
+                if self.started != started:
+                    return  # quick modules have taken it already, and `ready` goes first
             elif not self._proceed(self._round, now):
                 return
 

@@ -16,6 +16,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         state_dir: Directory of this worker's own; may be missing.
         beat_seconds: Seconds between two beats until a configuration says otherwise.
         queue_bytes: Most bytes of events that wait for the pipe; what does not fit is dropped and counted.
+        rights: What this process may do, for the log.
+        lacks: Capabilities that its modules work with and that it does not have.
         config_fd: Read end of the pipe from the master.
         events_fd: Write end of the pipe to the master.
     """
@@ -26,5 +28,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     state_dir: str = ""
     beat_seconds: float = 5.0
     queue_bytes: int = 1024 * 1024
+    rights: str = ""
+    lacks: tuple[str, ...] = ()
     config_fd: int = 3
     events_fd: int = 4

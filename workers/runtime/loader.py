@@ -9,11 +9,16 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from garrison.ipc.rights import CAPABILITIES, SYSTEM_CALLS
 from garrison.workers.runtime.module import Module
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 _BUILTINS: Final = ("process", "files")
 _PACKAGE: Final = "garrison.workers"
+
+
+Loaded = tuple[dict[str, type[Module]], dict[str, "ModuleLoadError"]]
+"""Classes and failures by module name."""
 
 
 class ModuleLoadError(Exception):
@@ -58,10 +63,11 @@ def load(name: str, spec: str) -> type[Module]:
         raise ModuleLoadError(f"module {name}: importing {where} failed: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Module)):
         raise ModuleLoadError(f"module {name}: {spec} is no class derived from garrison.workers.runtime.module.Module")
+    _check_rights(name, found)
     return found
 
 
-def load_all(specs: Sequence[tuple[str, str]]) -> tuple[dict[str, type[Module]], dict[str, ModuleLoadError]]:
+def load_all(specs: Sequence[tuple[str, str]]) -> Loaded:
     """Load several modules; return the classes and the failures, by module name."""
     kinds: dict[str, type[Module]] = {}
     failures: dict[str, ModuleLoadError] = {}
@@ -71,6 +77,19 @@ def load_all(specs: Sequence[tuple[str, str]]) -> tuple[dict[str, type[Module]],
         except ModuleLoadError as error:
             failures[name] = error
     return kinds, failures
+
+
+def _check_rights(name: str, kind: type[Module]) -> None:
+    asked: object = kind.capabilities
+    if not isinstance(asked, tuple) or any(word not in CAPABILITIES for word in asked):
+        raise ModuleLoadError(
+            f"module {name}: its capabilities are {asked!r}; they are a tuple of names as in capabilities(7), in lower "
+            'case and without the CAP_: ("net_raw",)'
+        )
+    if kind.system_calls not in SYSTEM_CALLS:
+        raise ModuleLoadError(
+            f"module {name}: its system_calls are {kind.system_calls!r}; there are {', '.join(SYSTEM_CALLS)}"
+        )
 
 
 def _import(name: str, where: str) -> object:

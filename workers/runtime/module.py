@@ -9,6 +9,7 @@ import msgspec
 
 from garrison.ipc.messages import Priority
 from garrison.ipc.pacing import TokenBucket
+from garrison.ipc.rights import SystemCalls
 
 
 class ConfigError(ValueError):
@@ -125,6 +126,14 @@ class Module:
 
     Config: ClassVar[type[msgspec.Struct]] = NoConfig
     """Settings with defaults and ranges (``forbid_unknown_fields=True``); only changed fields need be given."""
+
+    capabilities: ClassVar[tuple[str, ...]] = ()
+    """Linux capabilities that it works with (`ipc.rights.CAPABILITIES`); its process has no others. Where the agent
+    itself lacks one the module runs without: `init` finds out, and does less or raises."""
+
+    system_calls: ClassVar[SystemCalls] = "usual"
+    """What it may ask the kernel for; what is not allowed fails with EPERM. Several modules of one process have what
+    the one with the loosest needs."""
 
     def init(self, box: Sandbox) -> None:
         """Open what is needed. ``box.config`` holds the checked configuration."""

@@ -30,7 +30,7 @@ from garrison.workers.runtime.assignment import Assignment
 from garrison.workers.runtime.catcher import ModuleThread
 from garrison.workers.runtime.emitter import Emitter
 from garrison.workers.runtime.encoding import printable
-from garrison.workers.runtime.loader import load_all
+from garrison.workers.runtime.loader import Loaded, load_all
 from garrison.workers.runtime.logs import LevelFilter, PipeLogger, trace
 from garrison.workers.runtime.modulewatch import ModuleWatch
 from garrison.workers.runtime.notices import Notices
@@ -67,14 +67,18 @@ def poll_milliseconds(seconds: float) -> int:
     return math.ceil(min(max(seconds, 0.0), 3600.0) * 1000)
 
 
-def run(assignment: Assignment) -> int:
+def run(assignment: Assignment, loaded: Loaded | None = None) -> int:
     """Be a worker until told to stop; return the exit status: 0, 70, 75 (a module does not stop) or 78.
+
+    Args:
+        assignment: What it is.
+        loaded: Its modules, where they have been loaded; the files may be out of reach by now.
 
     Call it in the main thread of a process with one thread. The caller then leaves with ``os._exit``, because
     a module that does not come back must not keep the process.
     """
     try:
-        return _Worker(assignment).run()
+        return _Worker(assignment, loaded).run()
     # The last resort: whatever it is, the master learns it from the exit status, and people from stderr.
     except Exception as error:  # noqa: BLE001
         _complain(assignment.worker, f"the runtime failed: {trace(error)}")
@@ -82,8 +86,9 @@ def run(assignment: Assignment) -> int:
 
 
 class _Worker:
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, loaded: Loaded | None) -> None:
         self._assignment = assignment
+        self._loaded = loaded
         self._wakeup = Wakeup()
         self._stop: str | None = None
         self._beat_seconds = _beat_seconds(assignment.beat_seconds)
@@ -116,6 +121,13 @@ class _Worker:
         # Without events asked for, poll still tells that the reader is gone.
         self._poll.register(assignment.events_fd, 0)
         self._load()
+        if assignment.rights:
+            self._log.info("%s", assignment.rights)
+        if assignment.lacks:
+            self._log.notice(
+                "the agent does not have %s to give, which its modules work with: they see less",
+                ", ".join(assignment.lacks),
+            )
         names = [name for name, _spec in assignment.modules]
         self._watch = ModuleWatch(self._modules, (assignment.host, assignment.worker), assignment.state_dir, self._log)
         took = self._watch.settings_changed
@@ -153,7 +165,7 @@ class _Worker:
             raise ValueError(f"a worker has 1 to {MAX_MODULES} modules, not {len(assignment.modules)}")
         if len({name for name, _spec in assignment.modules}) < len(assignment.modules):
             raise ValueError("two modules of this worker have the same name")
-        kinds, failures = load_all(assignment.modules)
+        kinds, failures = self._loaded or load_all(assignment.modules)
         emitter = Emitter(self._outbox, assignment.worker)
         for name, error in failures.items():
             self._failures[name] = printable(str(error), 512)

@@ -1,0 +1,1 @@
+"""What a process may do: its user, its capabilities, its system calls."""
