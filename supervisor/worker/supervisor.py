@@ -218,6 +218,12 @@ class WorkerSupervisor:
         """
         self.judge.throttle(verdict, self._now())
 
+    def share(self, percent: float | None) -> None:
+        """Cap its CPU at its share of what all workers may use, percent of one core; None gives it its budget back."""
+        if percent != self.guard.share_percent:
+            self.guard.share_percent = percent
+            self._wake.set()
+
     def _due(self, now: float) -> bool:
         """Tell whether the task has something to do that only shows in a sample, or with time."""
         self.guard.settle_level(now)
