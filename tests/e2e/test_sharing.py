@@ -1,16 +1,18 @@
-"""More busy workers than the common CPU budget holds: it is shared out, and the one that wants little goes on."""
+"""More busy, or more leaking, workers than the common budget holds, and one beside them that wants little."""
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.e2e._agent import RunningAgent, needs_cgroups, until
-from tests.e2e._hogs import HEALTHY, HOGS, Follower, Yard
+from tests.e2e._hogs import HEALTHY, HOGS, Follower, Hog, Yard
 
 pytestmark = [needs_cgroups, pytest.mark.timeout(240)]
 
@@ -18,9 +20,19 @@ QUOTA_PERCENT = 10
 OWN_PERCENT = 10
 """The quota of each of them: the default."""
 BUSY = tuple(replace(HOGS[0], name=f"busy{number}") for number in range(12))
+LEAKING = tuple(replace(HOGS[2], name=f"leaking{number}") for number in range(12))
+"""Each takes as much memory as it can, together several times the common cap."""
 WATCHED_SECONDS = 12.0
 BEAT_SECONDS = 5.0
 """The default: no sign of life may be later than that."""
+
+
+class Crowd(NamedTuple):
+    """An agent with a healthy worker, and others that can be let loose."""
+
+    agent: RunningAgent
+    yard: Yard
+    names: tuple[str, ...]
 
 
 def quota_percent(agent: RunningAgent, worker: str) -> float:
@@ -35,44 +47,73 @@ def quota_percent(agent: RunningAgent, worker: str) -> float:
     raise AssertionError(f"no node of {worker} has a quota: {agent.nodes()}")
 
 
-def test_all_busy_at_once_and_one_that_wants_little(tmp_path: Path) -> None:
-    budget = f"budget = {{sample_seconds = 5, beat_seconds = {BEAT_SECONDS:g}}}"
-    tables = [f"{one.toml().partition('budget = ')[0]}{budget}\n" for one in BUSY]
-    healthy = HEALTHY.replace("every_seconds = 1.0", "every_seconds = 0.5").replace("beat_seconds = 1.0", "")
-    agent = RunningAgent(
-        tmp_path / "a",
-        healthy + "".join(tables),
-        agent=f"budget = {{cpu_quota_percent = {QUOTA_PERCENT}}}",
-        more="[agent.own]\ncpu_percent = 400\n",
-    )
-    yard = Yard(agent)
-    names = [one.name for one in BUSY]
-    try:
-        yard.start(None)
-        for name in ("healthy", *names):
+@pytest.fixture
+def crowd(tmp_path: Path) -> Iterator[Callable[[tuple[Hog, ...]], Crowd]]:
+    """Return what starts a healthy worker among others; they are not let loose yet."""
+    made: list[Crowd] = []
+
+    def make(hogs: tuple[Hog, ...]) -> Crowd:
+        budget = f"budget = {{sample_seconds = 5, beat_seconds = {BEAT_SECONDS:g}}}"
+        tables = [f"{one.toml().partition('budget = ')[0]}{budget}\n" for one in hogs]
+        healthy = HEALTHY.replace("every_seconds = 1.0", "every_seconds = 0.5").replace("beat_seconds = 1.0", "")
+        agent = RunningAgent(
+            tmp_path / "a",
+            healthy + "".join(tables),
+            agent=f"budget = {{cpu_quota_percent = {QUOTA_PERCENT}}}",
+            more="[agent.own]\ncpu_percent = 400\n",
+        )
+        made.append(Crowd(agent, Yard(agent), tuple(one.name for one in hogs)))
+        made[0].yard.start(None)
+        for name in ("healthy", *made[0].names):
             agent.wait_worker(name, state="running")
-        pid = agent.worker("healthy")["pid"]
-        follower = Follower(agent)
+        return made[0]
 
-        def told(action: str) -> bool:
-            return any(event["event"]["action"] == action for _, event in list(follower.seen))
+    yield make
+    for one in made:
+        one.yard.call_back()
+        one.agent.cleanup()
 
-        yard.loose(*names)
-        until(lambda: all(quota_percent(agent, name) < OWN_PERCENT for name in names), "each has a share only", 60)
-        assert sum(quota_percent(agent, name) for name in names) <= QUOTA_PERCENT
-        began = time.monotonic()
-        time.sleep(WATCHED_SECONDS)  # the time itself is what is looked at
-        ended = time.monotonic()
-        times = [began, *sorted(follower.ticks(began, ended).values()), ended]
-        assert max(after - before for before, after in itertools.pairwise(times)) <= BEAT_SECONDS + 0.5, times
-        assert follower.error is None
 
-        yard.call_back()
-        until(lambda: told("aggregate-unshared"), "it is not shared out any more", 90)
-        running = [name for name in names if agent.worker(name)["state"] == "running"]
-        until(lambda: all(quota_percent(agent, name) == OWN_PERCENT for name in running), "each has its own again", 30)
-        assert agent.worker("healthy")["pid"] == pid
-        assert agent.stop() == 0
-    finally:
-        yard.call_back()
-        agent.cleanup()
+def watch(follower: Follower) -> None:
+    """Follow the healthy worker's signs of life for some time: none may be later than one period of its beat."""
+    began = time.monotonic()
+    time.sleep(WATCHED_SECONDS)  # the time itself is what is looked at
+    ended = time.monotonic()
+    times = [began, *sorted(follower.ticks(began, ended).values()), ended]
+    assert follower.error is None
+    assert max(after - before for before, after in itertools.pairwise(times)) <= BEAT_SECONDS + 0.5, times
+
+
+def test_all_busy_at_once_and_one_that_wants_little(crowd: Callable[[tuple[Hog, ...]], Crowd]) -> None:
+    agent, yard, names = crowd(BUSY)
+    pid = agent.worker("healthy")["pid"]
+    follower = Follower(agent)
+    yard.loose(*names)
+    until(lambda: all(quota_percent(agent, name) < OWN_PERCENT for name in names), "each has a share only", 60)
+    assert sum(quota_percent(agent, name) for name in names) <= QUOTA_PERCENT
+    watch(follower)
+
+    yard.call_back()
+
+    def told(action: str) -> bool:
+        return any(event["event"]["action"] == action for _, event in list(follower.seen))
+
+    until(lambda: told("aggregate-unshared"), "it is not shared out any more", 90)
+    running = [name for name in names if agent.worker(name)["state"] == "running"]
+    until(lambda: all(quota_percent(agent, name) == OWN_PERCENT for name in running), "each has its own again", 30)
+    assert agent.worker("healthy")["pid"] == pid
+    assert agent.stop() == 0
+
+
+def test_all_leak_at_once_and_those_that_are_killed_for_it_hold_nobody_up(
+    crowd: Callable[[tuple[Hog, ...]], Crowd],
+) -> None:
+    agent, yard, names = crowd(LEAKING)
+    pid = agent.worker("healthy")["pid"]
+    follower = Follower(agent)
+    yard.loose(*names)
+    watch(follower)
+    assert any(follower.states(name, "tripped") for name in names)
+    assert agent.worker("healthy")["pid"] == pid
+    yard.call_back()
+    assert agent.stop() == 0
