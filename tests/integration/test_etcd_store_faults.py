@@ -368,8 +368,8 @@ def test_sessions_leave_nothing_behind(make_etcd: Make, monkeypatch: pytest.Monk
             sessions.append(before)
             if number in (9, count - 1):
                 figures.append(_settled())
-        # What is counted is the whole process, and gRPC's threads of earlier tests come and go in it by a few. A session
-        # that left one thing behind would have left ninety.
+        # What is counted is the whole process, and gRPC's threads of earlier tests come and go in it by a few. One
+        # thing left behind by each session would make ninety.
         assert all(last < early + 10 for early, last in zip(*figures, strict=True)), figures
         assert all(session.closed for session in sessions)
         cluster.put(PROCESS, "stop")
