@@ -105,15 +105,17 @@ def test_all_busy_at_once_and_one_that_wants_little(crowd: Callable[[tuple[Hog, 
     assert agent.stop() == 0
 
 
-def test_all_leak_at_once_and_those_that_are_killed_for_it_hold_nobody_up(
+def test_all_leak_at_once_and_those_that_are_killed_for_it_exit_and_the_healthy_one_goes_on(
     crowd: Callable[[tuple[Hog, ...]], Crowd],
 ) -> None:
     agent, yard, names = crowd(LEAKING)
     pid = agent.worker("healthy")["pid"]
     follower = Follower(agent)
     yard.loose(*names)
-    watch(follower)
-    assert any(follower.states(name, "tripped") for name in names)
+    until(lambda: sum(bool(follower.states(name, "tripped")) for name in names) >= 3, "some are ended for it", 60)
+    since = time.monotonic()
+    until(lambda: follower.ticks(since), "the healthy one goes on", 60)
+    assert follower.error is None
     assert agent.worker("healthy")["pid"] == pid
     yard.call_back()
     assert agent.stop() == 0
