@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from benchmarks.agent import Agent, StateEvents, idle
 from benchmarks.context import Context, Deadline
-from benchmarks.proc import Gone, usage
+from benchmarks.proc import Gone, busy_percent
 from benchmarks.report import Report, Row
 from benchmarks.stats import Series
 from garrison.supervisor.stores.etcd.connection import Connection
@@ -249,9 +249,7 @@ def _outage(context: Context, agent: Agent, cluster: Cluster) -> tuple[Series, S
         time.sleep(REST_SECONDS)
         for _ in range(slices):
             context.noise.sample()
-            used, begin = usage([agent.running.pid]), time.monotonic()
-            time.sleep(length)
-            series.add((usage([agent.running.pid]) - used).cpu_seconds / (time.monotonic() - begin) * 100)
+            series.add(busy_percent([agent.running.pid], length))
     return away, there
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.agent import Agent
 from benchmarks.context import Context, Deadline
-from benchmarks.proc import pss_mib, usage
+from benchmarks.proc import busy_percent, pss_mib, usage
 from benchmarks.report import Report, Row
 from benchmarks.stats import Series
 from tests.e2e._agent import until
@@ -211,9 +211,7 @@ def _steady(agent: Agent, seen: Measured, seconds: float) -> None:
         reached = _books(agent, "talker")["delivered"] + (50 if events else 0)
         until(lambda reached=reached: _books(agent, "talker")["delivered"] >= reached, "the talker talks")  # type: ignore[misc]
         time.sleep(SETTLE_SECONDS)
-        used, begin = usage([agent.running.pid]), time.monotonic()
-        time.sleep(seconds)
-        shares.append(100 * (usage([agent.running.pid]) - used).cpu_seconds / (time.monotonic() - begin))
+        shares.append(busy_percent([agent.running.pid], seconds))
     seen.steady.add(shares[1] - shares[0])
 
 

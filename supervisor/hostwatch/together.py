@@ -13,7 +13,6 @@ from garrison.supervisor.budget.aggregate import Budget, Member, Own, State, Ver
 from garrison.supervisor.lifecycle import State as Life
 from garrison.supervisor.sampler import Sample
 from garrison.supervisor.settings import AggregateBudget
-from garrison.supervisor.worker.node import limits_of
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
 STOPPED_SHARE = 0.2
@@ -133,11 +132,10 @@ def _member(worker: WorkerSupervisor, sample: Sample) -> Member:
 
 
 def _sharer(worker: WorkerSupervisor, sample: Sample) -> sharing.Member:
-    budget = worker.desired.budget
     return sharing.Member(
         name=worker.name,
         cpu_percent=sample.cpu_percent,
         stopped_share=sample.throttled_share,
-        quota_percent=worker.guard.quota_percent(budget),
-        weight=limits_of(budget, essential=worker.definition.essential).cpu_weight or 1,
+        quota_percent=worker.guard.quota_percent(worker.desired.budget),
+        weight=worker.caps.cpu_weight or 1,
     )

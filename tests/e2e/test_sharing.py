@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e._agent import RunningAgent, needs_cgroups, until
-from tests.e2e._hogs import HEALTHY, HOGS, Follower, Hog, Yard
+from tests.e2e._hogs import HOGS, Follower, Hog, Yard, among
 
 pytestmark = [needs_cgroups, pytest.mark.timeout(240)]
 
@@ -53,12 +53,9 @@ def crowd(tmp_path: Path) -> Iterator[Callable[[tuple[Hog, ...]], Crowd]]:
     made: list[Crowd] = []
 
     def make(hogs: tuple[Hog, ...]) -> Crowd:
-        budget = f"budget = {{sample_seconds = 5, beat_seconds = {BEAT_SECONDS:g}}}"
-        tables = [f"{one.toml().partition('budget = ')[0]}{budget}\n" for one in hogs]
-        healthy = HEALTHY.replace("every_seconds = 1.0", "every_seconds = 0.5").replace("beat_seconds = 1.0", "")
         agent = RunningAgent(
             tmp_path / "a",
-            healthy + "".join(tables),
+            among(hogs, BEAT_SECONDS),
             agent=f"budget = {{cpu_quota_percent = {QUOTA_PERCENT}}}",
             more="[agent.own]\ncpu_percent = 400\n",
         )
