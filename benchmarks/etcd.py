@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from benchmarks.agent import Agent, StateEvents, idle
 from benchmarks.context import Context, Deadline
-from benchmarks.proc import Gone
+from benchmarks.proc import Gone, busy_percent
 from benchmarks.report import Report, Row
 from benchmarks.stats import Series
 from garrison.supervisor.stores.etcd.connection import Connection
@@ -32,6 +32,10 @@ REST_SECONDS = 6.0
 APART_SECONDS = 0.6
 """Before the first change of a series, and between two of them. The store passes on a burst of ten snapshots and then
 one in half a second: what is measured is the way of one change, not that bound. It does not hold for the killswitch."""
+OUTAGE_SECONDS = 20.0
+"""Longer than the longest wait between two rounds of endpoints."""
+OUTAGE_PERCENT = 1.0
+"""Most that the master may use while etcd is away, percent of a core."""
 ABOVE_MS = 25.0
 """How much later than `etcdctl watch` has printed the event the last worker may be gone, both at p99."""
 
@@ -204,6 +208,7 @@ def run(context: Context) -> Report:
             stops_shown.add(printed)
         leader = "the leader" if cluster.leader() is member else "a follower"
         _check(agent)
+        away, there = _outage(context, agent, cluster)
     report.rows += [
         Row(
             "etcd put of the killswitch of `@all` → last of 8 workers gone",
@@ -216,6 +221,14 @@ def run(context: Context) -> Report:
         Row("the same, turn by turn above what `etcdctl watch` took", above),
         Row("8 stop keys in one transaction → last of 8 workers gone", stops, stops_shown, stops_shown.p50 / stops.p50),
         Row("a setting put → the worker's `applied`, at a consumer", tuned),
+        Row(
+            "CPU of the master while all members are down",
+            away,
+            there,
+            there.p50 / away.p50,
+            f"< {OUTAGE_PERCENT:g} % of a core",
+            max(away.values) < OUTAGE_PERCENT,
+        ),
     ]
     report.notes.append(
         f"etcd {cluster.binaries.version}, {MEMBERS} members on loopback without fsync; writer, `etcdctl watch` and "
@@ -223,6 +236,21 @@ def run(context: Context) -> Report:
         "beside it"
     )
     return report
+
+
+def _outage(context: Context, agent: Agent, cluster: Cluster) -> tuple[Series, Series]:
+    """Measure the master's CPU while it waits with etcd there, and while it tries to find one again."""
+    there, away = Series("while they are there", "% of a core"), Series("master", "% of a core")
+    slices, length = context.count(3, 1), context.seconds(OUTAGE_SECONDS, 5.0)
+    for series in (there, away):
+        if series is away:
+            cluster.kill()
+            until(lambda: not _store_status(agent)["connected"], "the agent has noticed", SECONDS)
+        time.sleep(REST_SECONDS)
+        for _ in range(slices):
+            context.noise.sample()
+            series.add(busy_percent([agent.running.pid], length))
+    return away, there
 
 
 def _store(cluster: Cluster) -> str:

@@ -1,7 +1,7 @@
 """(c) Events from a worker into the file, beside `multiprocessing.Queue`, and batches beside a bare pipe.
 
 What counts is what stands in the file. The rate is that of the first 95 % of a turn, for both sides: the last
-events of a burst wait up to 0.2 s for company, which says nothing about throughput.
+events of a burst wait up to 0.5 s for company, which says nothing about throughput.
 """
 
 from __future__ import annotations

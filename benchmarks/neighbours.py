@@ -17,7 +17,7 @@ from benchmarks.report import Report, Row
 from benchmarks.stats import Series, number
 from benchmarks.supervisord import Supervisord
 from tests.e2e._agent import MISBEHAVING, RunningAgent
-from tests.e2e._hogs import HEALTHY, HOGS, Follower, Yard, cpu_clock, lateness
+from tests.e2e._hogs import HOGS, Follower, Yard, among, cpu_clock, lateness
 
 QUOTA_PERCENT = 5 * (os.cpu_count() or 1)
 """Of one core: 5 % of the machine."""
@@ -105,11 +105,8 @@ def _percent(name: str, these: Felt, those: Felt) -> Series:
 
 @contextlib.contextmanager
 def _agent(folder: Path, late: list[float]) -> Iterator[Callable[[], float]]:
-    budget = f"budget = {{sample_seconds = 5, beat_seconds = {TICK_SECONDS:g}}}"
-    tables = [f"{one.toml().partition('budget = ')[0]}{budget}\n" for one in HOGS]
-    healthy = HEALTHY.replace("every_seconds = 1.0", "every_seconds = 0.5").replace("beat_seconds = 1.0", "")
     quota = f"budget = {{cpu_quota_percent = {QUOTA_PERCENT}}}"
-    agent = RunningAgent(folder, healthy + "".join(tables), agent=quota, more=UNSHED)
+    agent = RunningAgent(folder, among(HOGS, TICK_SECONDS), agent=quota, more=UNSHED)
     yard = Yard(agent)
     try:
         yard.start(None)

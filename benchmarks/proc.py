@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -68,6 +68,13 @@ class Usage:
 
     def __sub__(self, other: Usage) -> Usage:
         return Usage(self.cpu_seconds - other.cpu_seconds, self.wakeups - other.wakeups)
+
+
+def busy_percent(pids: Collection[int], seconds: float) -> float:
+    """Let processes alone for some time; return what they used meanwhile, percent of one core."""
+    used, begin = usage(pids), time.monotonic()
+    time.sleep(seconds)
+    return (usage(pids) - used).cpu_seconds / (time.monotonic() - begin) * 100
 
 
 def usage(pids: Iterable[int]) -> Usage:

@@ -21,7 +21,6 @@ from garrison.supervisor.lifecycle import ALIVE, State
 from garrison.supervisor.problems import MAX_TEXT
 from garrison.supervisor.sampler import Sampler
 from garrison.supervisor.stores import base as stores
-from garrison.supervisor.worker.node import limits_of
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
 BAD_STATES = frozenset({State.FAILED, State.TRIPPED, State.LATCHED})
@@ -37,11 +36,7 @@ def worker_status(worker: WorkerSupervisor, cgroups: Cgroups, sampler: Sampler, 
         now: Monotonic seconds.
     """
     process = worker.process
-    limits = (
-        worker.limits
-        if process is not None and worker.limits is not None
-        else limits_of(worker.desired.budget, essential=worker.definition.essential)
-    )
+    limits = worker.limits if process is not None and worker.limits is not None else worker.caps
     cpu_percent, memory_bytes = 0.0, 0
     if process is not None and worker.state in ALIVE:
         sample = sampler.peek(worker.name, process.epoch, now)

@@ -139,6 +139,11 @@ def memory_room(own: Own, budget: Budget) -> float:
     return max(ACT_AT * budget.memory_max - own.memory_bytes, WORKERS_LEAST * budget.memory_max)
 
 
+def cpu_room(own: Own, budget: Budget) -> float:
+    """Return the CPU at which the workers have used up the budget, percent of one core."""
+    return max(CPU_NEAR * budget.cpu_percent - own.cpu_percent, WORKERS_LEAST * budget.cpu_percent)
+
+
 def _judge_memory(state: State, own: Own, members: tuple[Member, ...], budget: Budget) -> tuple[State, Verdict | None]:
     room = memory_room(own, budget)
     used = sum(member.memory_bytes for member in members)
@@ -170,7 +175,7 @@ def _judge_cpu(
     state: State, seconds: float, own: Own, members: tuple[Member, ...], budget: Budget, stopped_by_quota: bool
 ) -> tuple[State, Verdict | None]:
     used = sum(member.cpu_percent for member in members)
-    room = max(CPU_NEAR * budget.cpu_percent - own.cpu_percent, WORKERS_LEAST * budget.cpu_percent)
+    room = cpu_room(own, budget)
     if not members or (used <= room and not stopped_by_quota):
         return msgspec.structs.replace(state, cpu_for=0.0), None
     state = msgspec.structs.replace(state, cpu_for=state.cpu_for + seconds)

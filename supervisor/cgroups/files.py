@@ -17,9 +17,9 @@ __all__ = [
     "Change",
     "amount",
     "apply",
+    "bandwidth",
     "flat_keyed",
     "pages",
-    "quota_us",
     "read",
     "remedy",
     "stall_seconds",
@@ -34,7 +34,11 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 """The unit in which the kernel keeps memory limits, bytes."""
 
 LEAST_QUOTA_US = 1000
-"""The kernel's smallest quota, microseconds (``min_cfs_quota_period`` in kernel/sched): 1 % of one core."""
+"""The kernel's smallest quota, microseconds (``min_cfs_quota_period`` in kernel/sched)."""
+LONGEST_PERIOD_US = 1_000_000
+"""Its longest period, microseconds (``max_cfs_quota_period``)."""
+LEAST_PERCENT = 100 * LEAST_QUOTA_US / LONGEST_PERIOD_US
+"""The smallest cap that the two allow, percent of one core."""
 
 _NO_LIMIT = 1 << 62
 """v1 shows no limit as a huge number: 2⁶³-1 rounded to pages, or 2⁶⁴-1 before Linux 3.19."""
@@ -135,21 +139,27 @@ def remedy(file: str, error: Exception) -> str:
     return ""
 
 
-def quota_us(percent: float | None) -> int | None:
-    """Return the quota in microseconds for a period of `CPU_PERIOD_US`; None for no cap.
+def bandwidth(percent: float | None) -> tuple[int | None, int]:
+    """Return quota and period in microseconds; the quota is None for no cap.
+
+    The period is `CPU_PERIOD_US`, or longer where the kernel's least quota, 1 ms, would be more than was asked for.
 
     Args:
         percent: Percent of one core.
 
     Raises:
-        LimitError: Below the kernel's least quota, 1 %.
+        LimitError: Less than `LEAST_PERCENT`.
     """
     if percent is None:
-        return None
+        return None, CPU_PERIOD_US
     quota = round(percent * CPU_PERIOD_US / 100)
-    if quota < LEAST_QUOTA_US:
-        raise LimitError(f"a CPU quota of {percent:g} % of one core is below the kernel's least, 1 %: raise it")
-    return quota
+    if quota >= LEAST_QUOTA_US:
+        return quota, CPU_PERIOD_US
+    if percent < LEAST_PERCENT:
+        raise LimitError(
+            f"a CPU quota of {percent:g} % of one core is below the least of {LEAST_PERCENT:g} %: raise it"
+        )
+    return LEAST_QUOTA_US, min(LONGEST_PERIOD_US, round(LEAST_QUOTA_US * 100 / percent))
 
 
 def pages(limit: int | None) -> int | None:

@@ -11,10 +11,11 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from garrison.supervisor.cgroups.base import CPU_PERIOD_US, Limits, OomWatch, Usage
+from garrison.supervisor.cgroups.base import Limits, OomWatch, Usage
 from garrison.supervisor.cgroups.errors import CgroupError, UnsupportedError
-from garrison.supervisor.cgroups.files import PAGE_BYTES, Change, pages, quota_us, remedy
+from garrison.supervisor.cgroups.files import PAGE_BYTES, Change, bandwidth, pages, remedy
 from garrison.supervisor.cgroups.kill import below
 from garrison.supervisor.cgroups.legacy_controllers import Cpu, CpuAccounting, Freezer, Memory, Pids
 from garrison.supervisor.cgroups.nodes import KernelCgroups
@@ -115,36 +116,35 @@ class LegacyResources(Resources):
 
     def worker_changes(self, worker: str, limits: Limits) -> list[Change]:
         """Return the writes for a worker's node, its quota at most that of ``workers``."""
-        ceiling = Cpu(self.cpu_tree.workers).number("cfs_quota_us")
-        return self._changes(worker, limits, _held(quota_us(limits.cpu_quota_percent), ceiling))
+        held = _held(limits.cpu_quota_percent, _quota_percent(Cpu(self.cpu_tree.workers)))
+        return self._changes(worker, replace(limits, cpu_quota_percent=held))
 
     def aggregate_changes(self, limits: Limits, wanted: Mapping[str, Limits]) -> list[Change]:
         """Return the writes for ``workers``, and for the quotas of those below it that are in its way."""
-        quota = quota_us(limits.cpu_quota_percent)
+        quota = limits.cpu_quota_percent
         before: list[Change] = []
         after: list[Change] = []
         for directory in below(self.cpu_tree.workers)[1:]:
             child = Cpu(directory)
-            now = child.number("cfs_quota_us")
+            now = _quota_percent(child)
             if now is None:
                 # No quota of its own (lifted by a kill, perhaps): the kernel gives it the parent's.
                 continue
             asked = wanted.get(os.path.relpath(directory, self.cpu_tree.workers))
-            target = _held(now if asked is None else quota_us(asked.cpu_quota_percent), quota)
+            target = _held(now if asked is None else asked.cpu_quota_percent, quota)
             if target is not None and target < now:
                 # Deepest first on the way down, parents first on the way up.
-                before.insert(0, child.change("cfs_quota_us", target))
+                before[:0] = _quota_changes(child, target)
             elif target != now:
-                after.append(child.change("cfs_quota_us", target))
-        return [*before, *self._changes(None, limits, quota), *after]
+                after += _quota_changes(child, target)
+        return [*before, *self._changes(None, limits), *after]
 
-    def _changes(self, worker: str | None, limits: Limits, quota: int | None) -> list[Change]:
+    def _changes(self, worker: str | None, limits: Limits) -> list[Change]:
         cpu = Cpu(self.cpu_tree.node(worker))
         memory = Memory(self._by["memory"].node(worker))
         pids = Pids(self._by["pids"].node(worker))
         changes = [
-            cpu.change("cfs_period_us", CPU_PERIOD_US),
-            cpu.change("cfs_quota_us", quota),
+            *_quota_changes(cpu, limits.cpu_quota_percent),
             cpu.change("shares", shares(limits.cpu_weight)),
             *_memory_changes(memory, pages(limits.memory_max)),
         ]
@@ -249,9 +249,23 @@ def shares(weight: int | None) -> int:
     return round((DEFAULT_WEIGHT if weight is None else weight) * DEFAULT_SHARES / DEFAULT_WEIGHT)
 
 
-def _held(quota: int | None, ceiling: int | None) -> int | None:
+def _held(percent: float | None, ceiling: float | None) -> float | None:
     """Return a quota that the parent's allows. None is none of its own: the kernel then takes the parent's."""
-    return quota if quota is None or ceiling is None else min(quota, ceiling)
+    return percent if percent is None or ceiling is None else min(percent, ceiling)
+
+
+def _quota_percent(cpu: Cpu) -> float | None:
+    """Return a node's quota, percent of one core; None for none."""
+    quota, period = cpu.number("cfs_quota_us"), cpu.number("cfs_period_us")
+    return None if quota is None or not period else 100 * quota / period
+
+
+def _quota_changes(cpu: Cpu, percent: float | None) -> list[Change]:
+    """Set quota and period, the greater ratio never being above both the old and the new one on the way."""
+    quota, period = bandwidth(percent)
+    changes = [cpu.change("cfs_period_us", period), cpu.change("cfs_quota_us", quota)]
+    now = cpu.number("cfs_period_us")
+    return changes if now is None or period >= now else changes[::-1]
 
 
 def _memory_changes(memory: Memory, wanted: int | None) -> list[Change]:

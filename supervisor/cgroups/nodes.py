@@ -16,7 +16,7 @@ from garrison.supervisor.cgroups.errors import (
     PlacementError,
     UnsupportedError,
 )
-from garrison.supervisor.cgroups.files import apply, read, remedy, stall_seconds
+from garrison.supervisor.cgroups.files import apply, read, remedy, stall_seconds, write
 from garrison.supervisor.cgroups.hierarchy import read_membership
 from garrison.supervisor.cgroups.kill import below, kill_all, listed
 from garrison.supervisor.cgroups.parts import Resources, Stopper, v1_freezers
@@ -265,9 +265,28 @@ class KernelCgroups(Cgroups):
     def kill(self, worker: str | None = None) -> int:
         """See `Cgroups.kill`."""
         try:
-            return kill_all(self._plan(worker))
+            killed = kill_all(self._plan(worker))
+            if worker is not None:
+                self._forgive()
         except OSError as error:
             raise KillError(f"killing {worker or 'all workers'}: {error}") from error
+        return killed
+
+    def _forgive(self) -> None:
+        """Set the workers' common CPU quota anew, which clears what they owe: the dying need it to exit.
+
+        Since Linux 6.18 a task is stopped where it would return to user code, so the kernel's own work for it runs
+        on and is paid for afterwards. Seen with many leaking workers at their common memory cap: while the kernel
+        reclaimed for the others, those that were killed stood behind that debt for five seconds, with the memory that
+        all waited for; and the healthy ones for nine.
+        """
+        path, lifted = self._resources.quota_file(None)
+        if not os.path.exists(path) or (quota := read(path).strip()).split()[0] == lifted:
+            return
+        try:
+            write(path, lifted)
+        finally:
+            write(path, quota)
 
     def kill_plan(self) -> KillPlan:
         """See `Cgroups.kill_plan`."""

@@ -11,13 +11,13 @@ import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from garrison.supervisor.cgroups.base import CPU_PERIOD_US, Limits, OomWatch, Usage
+from garrison.supervisor.cgroups.base import Limits, OomWatch, Usage
 from garrison.supervisor.cgroups.errors import CgroupError
 from garrison.supervisor.cgroups.files import (
     Change,
+    bandwidth,
     flat_keyed,
     pages,
-    quota_us,
     read,
     remedy,
     text_change,
@@ -119,8 +119,8 @@ class UnifiedResources(Resources):
             changes.append(text_change(os.path.join(node, name), wanted))
 
         if "cpu" in enforced:
-            quota = quota_us(limits.cpu_quota_percent)
-            add("cpu.max", f"{'max' if quota is None else quota} {CPU_PERIOD_US}")
+            quota, period = bandwidth(limits.cpu_quota_percent)
+            add("cpu.max", f"{'max' if quota is None else quota} {period}")
             add("cpu.weight", DEFAULT_WEIGHT if limits.cpu_weight is None else limits.cpu_weight)
         if "memory" in enforced:
             add("memory.high", pages(limits.memory_high))

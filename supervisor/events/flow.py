@@ -21,6 +21,8 @@ STALL_SECONDS = 3.0
 """How long one write of the sink may take before that."""
 REFUSED_SECONDS = 5.0
 """How long what the sink holds and the spool has no room for is not offered to it again."""
+COMPANY_BYTES = 128 * 1024
+"""From so much on nothing waits for company any more."""
 COMMIT_SECONDS = 0.05
 """Least time between two commits of events; alerts and states do not wait for company."""
 
@@ -64,6 +66,7 @@ class Flow:
         trouble_since: Since when the sink fails, monotonic seconds; None where it does not.
         busy_since: Since when it writes; None where it does not.
         stored_at: When events went to the spool last.
+        company_until: Until when few events wait for more to go with them, monotonic seconds.
         closing: The agent is ending: the sink takes what it can.
         ending: It has had its time: the rest goes to the spool.
     """
@@ -83,6 +86,7 @@ class Flow:
         self.trouble_since: float | None = None
         self.busy_since: float | None = None
         self.stored_at = float("-inf")
+        self.company_until = float("-inf")
         self.closing = False
         self.ending = False
         self._spill_bytes = int(max_bytes * SPILL_SHARE)
@@ -111,8 +115,11 @@ class Flow:
         Of each priority, what is in the spool goes before what is queued.
 
         Returns:
-            The batches, and the seconds until there may be more because of a throttle; None: nothing waits for one.
+            The batches, and the seconds until there may be more because of a throttle or the wait for company; None:
+            not before something is put.
         """
+        if (wait := self.lingers(now)) > 0:
+            return [], wait
         taken: list[Batch] = []
         size, soonest = 0, None
         for priority in PRIORITIES:
@@ -131,7 +138,21 @@ class Flow:
             size += amount
             for throttle in throttles:
                 throttle.took(priority, amount, now)
+        if not taken and now < self.company_until:
+            # What is put until then wakes nobody.
+            soonest = min(self.company_until - now, float("inf") if soonest is None else soonest)
         return taken, soonest
+
+    def lingers(self, now: float) -> float:
+        """Return how long what there is waits for company, seconds; 0: it does not, being urgent, much, or late."""
+        if now >= self.company_until:
+            return 0.0
+        sources = [self.queue] if self.spool is None else [self.queue, self.spool.contents.ready]
+        if sum(source.bytes for source in sources) >= COMPANY_BYTES:
+            return 0.0
+        if any(source.holds(priority) for source in sources for priority in URGENT):
+            return 0.0
+        return self.company_until - now
 
     def _source(self, priority: Priority) -> tuple[EventQueue | None, tuple[Throttle, ...]]:
         spool = self.spool

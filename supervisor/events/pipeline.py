@@ -141,10 +141,12 @@ class Pipeline:
             batch.drop("shed")
             return
         with self._changed:
+            now = time.monotonic()
             self._flow.put(batch)
             if self._keeper is not None:
-                self._keeper.wake(time.monotonic())
-            if not self.always or (self._keeper is not None and self._keeper.error):
+                self._keeper.wake(now)
+            # A thread that waits for company comes by itself when that is over: waking it costs more than the batch.
+            if (not self.always or (self._keeper is not None and self._keeper.error)) and not self._flow.lingers(now):
                 self._changed.notify_all()
         self.tap.publish(batch)
 
@@ -248,6 +250,8 @@ class Pipeline:
         while True:
             soonest = None
             if not flow.held and not flow.ending:
+                if self._closing or self._suspended:
+                    flow.company_until = float("-inf")
                 batches, soonest = flow.take(self._write_bytes, time.monotonic())
                 flow.held.extend(batches)
                 if batches and self._keeper is not None:
@@ -288,6 +292,7 @@ class Pipeline:
             now = time.monotonic()
             flow = self._flow
             flow.busy_since = None
+            flow.company_until = now + self._sink.linger_seconds
             for batch, first, last, reason in refused:
                 if not batch.done:
                     batch.lose(first, last, reason)

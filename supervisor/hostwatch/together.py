@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from garrison.supervisor import logs
-from garrison.supervisor.budget import aggregate, watch
-from garrison.supervisor.budget.aggregate import Budget, Member, Own, State, Verdict
+from garrison.supervisor.budget import aggregate, sharing, watch
+from garrison.supervisor.budget.aggregate import Budget, Member, Own, State, Verdict, cpu_room
 from garrison.supervisor.lifecycle import State as Life
 from garrison.supervisor.sampler import Sample
 from garrison.supervisor.settings import AggregateBudget
@@ -32,6 +32,7 @@ class Together:
 
     def __init__(self, emit_state: Callable[[str, dict[str, Any]], None]) -> None:
         self.state = State()
+        self.sharing = sharing.State()
         self._emit_state = emit_state
         self._reported: dict[tuple[str, str], float] = {}
 
@@ -58,10 +59,41 @@ class Together:
         members = [_member(workers[name], sample) for name, sample in samples.items() if name in workers]
         allowed = Budget(cpu_percent=budget.cpu_quota_percent, memory_max=budget.memory_max)
         stopped = all_workers.throttled_share >= STOPPED_SHARE and all_workers.periods > 1
+        self._share(samples, workers, cpu_room(own, allowed), stopped_by_quota=stopped)
+        # Where it is shared out nobody meets the common quota any more, though it is used up as before.
+        stopped = stopped or self.sharing.active
         self.state, verdict = aggregate.judge(self.state, at, own, members, allowed, stopped_by_quota=stopped)
         if verdict is not None:
             self._act(verdict, workers[verdict.worker], at)
         return verdict
+
+    def _share(
+        self,
+        samples: Mapping[str, Sample],
+        workers: Mapping[str, WorkerSupervisor],
+        room: float,
+        *,
+        stopped_by_quota: bool,
+    ) -> None:
+        """Share the common CPU budget out while it is used up, and tell when that begins and ends."""
+        before = self.sharing
+        members = [
+            _sharer(workers[name], sample)
+            for name, sample in samples.items()
+            if name in workers and not workers[name].dry_run
+        ]
+        self.sharing = sharing.share(before, members, room, stopped_by_quota=stopped_by_quota)
+        for name, worker in workers.items():
+            worker.share(self.sharing.caps.get(name))
+        if self.sharing.active != before.active:
+            used = round(sum(member.cpu_percent for member in members), 2)
+            facts = {"resource": "cpu", "value": used, "limit": round(room, 2), "workers": len(members)}
+            action = "aggregate-shared" if self.sharing.active else "aggregate-unshared"
+            text = f"the workers use {used:g} % of the {room:.1f} % of one core that they may together: " + (
+                "each gets a share of that" if self.sharing.active else "each has its own budget again"
+            )
+            _log.info("%s: %s", action, text)
+            self._emit_state(action, {**facts, "reason": text})
 
     def _act(self, verdict: Verdict, worker: WorkerSupervisor, at: float) -> None:
         key = verdict.worker, verdict.action
@@ -96,4 +128,14 @@ def _member(worker: WorkerSupervisor, sample: Sample) -> Member:
         memory_bytes=sample.usage.memory_working_bytes,
         memory_high=budget.memory_high,
         throttled=worker.state is Life.THROTTLED,
+    )
+
+
+def _sharer(worker: WorkerSupervisor, sample: Sample) -> sharing.Member:
+    return sharing.Member(
+        name=worker.name,
+        cpu_percent=sample.cpu_percent,
+        stopped_share=sample.throttled_share,
+        quota_percent=worker.guard.quota_percent(worker.desired.budget),
+        weight=worker.caps.cpu_weight or 1,
     )

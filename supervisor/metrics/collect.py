@@ -23,7 +23,6 @@ from garrison.supervisor.sampler import Sampler, open_files
 from garrison.supervisor.settings import AggregateBudget
 from garrison.supervisor.stores.base import StoreStatus
 from garrison.supervisor.version import VERSION
-from garrison.supervisor.worker.node import limits_of
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
 
 MAX_REASONS = 32
@@ -200,11 +199,7 @@ class Collector:
             out.add(of.WORKER_TRIPS, worker.guard.trips[cause], name, cause)
         self._events(out, name, worker.ledger)
         budget = worker.desired.budget
-        limits = (
-            worker.limits
-            if process is not None and worker.limits is not None
-            else limits_of(budget, essential=worker.definition.essential)
-        )
+        limits = worker.limits if process is not None and worker.limits is not None else worker.caps
         out.add(of.WORKER_MAX_FDS, budget.nofile, name)
         for metric, limit, scale in (
             (of.WORKER_CPU_LIMIT, limits.cpu_quota_percent, 100),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from typing import TypeVar
@@ -35,6 +36,9 @@ MAX_SOCKET_PATH = 107
 
 MIN_SPOOL_BYTES = 1024 * 1024
 """Smallest spool: ten of the largest batches, and SQLite's log."""
+
+CODECS = {"lz4": ("lz4", "lz4"), "zstd": ("zstandard", "zstandard"), "snappy": ("snappy", "python-snappy")}
+"""What a compression needs: the module, and the package that brings it. The others are Python's own."""
 
 _IDENTIFIER = r"[A-Za-z_][A-Za-z0-9_]*"
 _CLASS_IN_PACKAGE = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}", re.ASCII)
@@ -245,6 +249,13 @@ def check_kafka(sink: Sink, problems: Collector) -> None:
     if login != named and not problems.failed(f"{key}.sasl_mechanism", f"{key}.username"):
         have, lack = ("sasl_mechanism", "username") if login else ("username", "sasl_mechanism")
         problems.add(f"{key}.{have}", f"needs {lack}", f"Set {key}.{lack}, or leave {have} out")
+    module, package = CODECS.get(kafka.compression, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        problems.add(
+            f"{key}.compression",
+            f"is {show(kafka.compression)}, which needs the Python package {package}, and the agent has none",
+            f'Write "gzip", or install {package} beside the agent',
+        )
 
 
 def _needs(table: EtcdStore | KafkaSink, key: str, one: str, other: str, problems: Collector) -> None:

@@ -676,21 +676,20 @@ class KafkaSink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compression: Annotated[
         Literal["gzip", "none", "lz4", "zstd", "snappy"],
         Meta(
-            description="How messages that go together are compressed. `gzip` needs nothing, and costs less CPU than "
-            "`none`, because a checksum is made of what is left. The others need a Python package each: `lz4`, "
-            "`zstandard`, `python-snappy`."
+            description="How messages that go together are compressed. `gzip` needs nothing. The others need a Python "
+            "package each, `lz4`, `zstandard`, `python-snappy`, and are refused where it is missing."
         ),
     ] = "gzip"
     linger_seconds: Annotated[
         float,
         Meta(
             ge=0,
-            le=2,
-            description="How long events wait for company where few come, counted from the last request. Alerts and "
-            "state do not wait.",
+            le=10,
+            description="How long events wait for company where few come, counted from the last request: most of "
+            "what few events cost are the requests. Alerts and state do not wait, and take along what does.",
             extra={"unit": SECONDS},
         ),
-    ] = 1.0
+    ] = 2.0
     timeout_seconds: Annotated[
         float,
         Meta(

@@ -49,6 +49,9 @@ class Sink(ABC):
 
     name: str
     """What it is called in the status: the backend's name."""
+    linger_seconds: float = 0.0
+    """How long few events may wait for company, counted from the end of the last write: for a sink whose every write
+    costs more than the events in it. Alerts and states do not wait."""
 
     @abstractmethod
     def write(self, batches: Sequence[Batch]) -> Sequence[Refused]:

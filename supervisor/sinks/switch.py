@@ -33,6 +33,11 @@ class SwitchSink(Sink):
         return self._sink.name
 
     @property
+    def linger_seconds(self) -> float:  # type: ignore[override]  # as above
+        """That of the current sink. Asked by the sink's thread."""
+        return self._sink.linger_seconds
+
+    @property
     def target(self) -> Target:
         """What is wanted; from any thread."""
         return self._wanted

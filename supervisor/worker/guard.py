@@ -38,6 +38,8 @@ class Guard:
         held: What its last process knew of its modules' own breakers.
         trips: How often the circuit has opened since the master started, by cause.
         throttles: How often the CPU quota was lowered since then.
+        share_percent: What it may use while all workers together want more than they may, percent of one core;
+            None: its budget holds.
     """
 
     def __init__(self, name: str, services: Services, record: Record | None) -> None:
@@ -48,6 +50,7 @@ class Guard:
         self.held: dict[str, Hold] = dict(record.held)
         self.trips: Counter[Cause] = Counter()
         self.throttles = 0
+        self.share_percent: float | None = None
         self._configured = record.configured
         self._reset_token = record.reset_token
         self._heard_at: float | None = None
@@ -75,11 +78,15 @@ class Guard:
         return self.throttled or watching.strained(self.watch)
 
     def limits(self, budget: Budget, *, essential: bool = False) -> Limits:
-        """Return the caps of the worker's node: those of its budget, with less CPU while it is throttled."""
-        limits = limits_of(budget, essential=essential)
-        if not self.throttled:
-            return limits
-        return replace(limits, cpu_quota_percent=min(budget.cpu_quota_percent, self.breaker.cap_percent))
+        """Return the caps of the worker's node: its budget's, with less CPU while it is throttled or shares."""
+        cap = self.quota_percent(budget)
+        if self.share_percent is not None:
+            cap = min(cap, self.share_percent)
+        return replace(limits_of(budget, essential=essential), cpu_quota_percent=cap)
+
+    def quota_percent(self, budget: Budget) -> float:
+        """Return what it may use by itself, percent of one core: its budget's quota, or less while it is throttled."""
+        return min(budget.cpu_quota_percent, self.breaker.cap_percent) if self.throttled else budget.cpu_quota_percent
 
     def start_in(self, now: float) -> float | None:
         """Return the seconds until a start is allowed, 0 for at once, None for never."""

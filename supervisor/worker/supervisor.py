@@ -118,6 +118,11 @@ class WorkerSupervisor:
         return self._held[1]
 
     @property
+    def caps(self) -> Limits:
+        """The caps of its budget, as they are where nothing is throttled or shared."""
+        return limits_of(self.desired.budget, essential=self.definition.essential)
+
+    @property
     def limits(self) -> Limits | None:
         """The caps in force; None before the first start."""
         return self.node.limits
@@ -215,6 +220,12 @@ class WorkerSupervisor:
         No effect on one that is throttled already, or is not running. With `dry_run` this is only reported.
         """
         self.judge.throttle(verdict, self._now())
+
+    def share(self, percent: float | None) -> None:
+        """Cap its CPU at its share of what all workers may use, percent of one core; None gives it its budget back."""
+        if percent != self.guard.share_percent:
+            self.guard.share_percent = percent
+            self._wake.set()
 
     def _due(self, now: float) -> bool:
         """Tell whether the task has something to do that only shows in a sample, or with time."""
@@ -334,7 +345,7 @@ class WorkerSupervisor:
     async def _start(self) -> None:
         self._to(Event.START)
         budget = self.desired.budget
-        limits = self._caps()
+        limits = self.caps
         services = self._services
         epoch = services.next_epoch(self.name)
         held = self.guard.held_at(self._now())
@@ -391,7 +402,7 @@ class WorkerSupervisor:
         definition = self.definition
         modules = tuple((module_name(spec), spec) for spec in definition.modules) if not definition.command else ()
         folder = os.path.join(self._services.state_dir, "workers", self.name)
-        held = self._services.process_limits(self._caps())
+        held = self._services.process_limits(self.caps)
         return Spawn(
             id=0,
             worker=self.name,
@@ -487,7 +498,7 @@ class WorkerSupervisor:
         if self.node.frozen:
             self.node.freeze(False)
         # What it is given to end with is not less than what it was given to run with.
-        self.node.limit(self._caps())
+        self.node.limit(self.caps)
         grace = self._services.grace()
         if not await ending.asked(process, reason, grace):
             self._log("warning", f"did not stop within {grace:g} s and is killed")
@@ -630,10 +641,6 @@ class WorkerSupervisor:
 
     def _retry_in(self) -> float | None:
         return self.guard.retry_in(self._now())
-
-    def _caps(self) -> Limits:
-        """Return the caps of its budget, as they are where nothing is throttled."""
-        return limits_of(self.desired.budget, essential=self.definition.essential)
 
     def _beat(self) -> Beat | None:
         return self.process.last_beat if self.process is not None else None

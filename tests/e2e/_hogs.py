@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,13 @@ class Yard:
         """Have them behave again."""
         for name in names or [path.name for path in self.folder.iterdir() if not path.suffix]:
             (self.folder / name).unlink(missing_ok=True)
+
+
+def among(hogs: Iterable[Hog], beat_seconds: float) -> str:
+    """Return the tables of a healthy worker that ticks each half second and of hogs, with the budgets' own times."""
+    budget = f"budget = {{sample_seconds = 5, beat_seconds = {beat_seconds:g}}}"
+    healthy = HEALTHY.replace("every_seconds = 1.0", "every_seconds = 0.5").replace("beat_seconds = 1.0", "")
+    return healthy + "".join(f"{one.toml().partition('budget = ')[0]}{budget}\n" for one in hogs)
 
 
 @contextlib.contextmanager

@@ -169,10 +169,28 @@ def test_a_changed_cap_is_in_force_at_once(host: Agent) -> None:
     assert quota(host, "w") is None
 
 
+def test_a_quota_below_a_millisecond_a_period_has_a_longer_period_and_comes_back(v1_host: Agent) -> None:
+    v1_host.cgroups.create("w", WORKER)
+    node = Cpu(v1_host.cgroups.path("w"))
+    for percent, quota_us, period_us in ((0.5, 1000, 200_000), (0.2, 1000, 500_000), (20.0, 20_000, 100_000)):
+        v1_host.cgroups.limit("w", Limits(cpu_quota_percent=percent, memory_max=96 * MIB))
+        assert (node.number("cfs_quota_us"), node.number("cfs_period_us")) == (quota_us, period_us)
+
+
+def test_a_common_quota_below_a_workers_share_of_another_period_lowers_it(v1_host: Agent) -> None:
+    v1_host.cgroups.create("w", WORKER)
+    v1_host.cgroups.limit("w", Limits(cpu_quota_percent=0.5, memory_max=96 * MIB))
+    v1_host.cgroups.limit_aggregate(Limits(cpu_quota_percent=2, memory_max=256 * MIB))
+    node = Cpu(v1_host.cgroups.path("w"))
+    assert (node.number("cfs_quota_us"), node.number("cfs_period_us")) == (1000, 200_000)
+    v1_host.cgroups.limit("w", Limits(cpu_quota_percent=5, memory_max=96 * MIB))
+    assert (node.number("cfs_quota_us"), node.number("cfs_period_us")) == (2000, 100_000)
+
+
 def test_a_refused_cap_leaves_the_old_ones_in_force(host: Agent) -> None:
     host.cgroups.create("w", WORKER)
-    with pytest.raises(LimitError, match=r"w: .*1 %"):
-        host.cgroups.limit("w", Limits(cpu_quota_percent=0.5, pids_max=7))
+    with pytest.raises(LimitError, match=r"w: .*0\.1 %"):
+        host.cgroups.limit("w", Limits(cpu_quota_percent=0.05, pids_max=7))
     with pytest.raises(LimitError, match=r"pids\.max"):
         host.cgroups.limit("w", Limits(cpu_quota_percent=5, memory_max=32 * MIB, pids_max=-5))
     assert quota(host, "w") == 20_000

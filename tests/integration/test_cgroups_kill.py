@@ -12,6 +12,7 @@ import pytest
 
 from garrison.supervisor.cgroups.base import KillPlan, Limits
 from garrison.supervisor.cgroups.errors import CgroupError
+from garrison.supervisor.cgroups.files import read
 from garrison.supervisor.cgroups.kill import carry_out, frozen_state, kill_processes, listed
 from tests.integration._cgroup_support import (
     AGGREGATE,
@@ -85,6 +86,26 @@ def test_a_kill_takes_the_worker_and_leaves_its_neighbour(host: Agent) -> None:
     assert host.cgroups.members() == [neighbour.pid]
     assert neighbour.process.poll() is None
     eventually(lambda: host.cgroups.remove("w"), "the node can be removed")
+
+
+def test_the_common_quota_is_the_same_after_a_worker_was_killed(host: Agent) -> None:
+    host.cgroups.create("w", WORKER)
+    victim = host.run("w", SPIN)
+    victim.line()
+    common = host.cgroups._resources.quota_file(None)[0]
+    if not os.path.exists(common):
+        host.cgroups.kill("w")
+        assert victim.wait() == -9
+        pytest.skip("no CPU controller in this mode: it was killed all the same")
+    before = read(common)
+    host.cgroups.kill("w")
+    assert victim.wait() == -9
+    assert read(common) == before
+    # And one that a kill of all has lifted stays lifted: the next start puts it back.
+    host.cgroups.kill(None)
+    lifted = read(common)
+    host.cgroups.kill("w")
+    assert read(common) == lifted != before
 
 
 def test_a_frozen_worker_dies(host: Agent) -> None:

@@ -368,7 +368,11 @@ def test_sessions_leave_nothing_behind(make_etcd: Make, monkeypatch: pytest.Monk
             sessions.append(before)
             if number in (9, count - 1):
                 figures.append(_settled())
-        assert all(last <= early for early, last in zip(*figures, strict=True)), figures
+        early, last = figures
+        deadline = time.monotonic() + 60
+        while any(now > then for then, now in zip(early, last, strict=True)) and time.monotonic() < deadline:
+            last = _settled()  # on a busy machine gRPC takes its time to end the threads of the last session
+        assert all(now <= then for then, now in zip(early, last, strict=True)), (early, last)
         assert all(session.closed for session in sessions)
         cluster.put(PROCESS, "stop")
         recorder.wait_value(PROCESS, b"stop")

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from garrison.ipc.messages import Priority
+from garrison.supervisor.events.flow import COMPANY_BYTES
 from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.events.own import OwnEvents
 from garrison.supervisor.events.pipeline import Pipeline
@@ -274,6 +276,68 @@ def test_a_queue_is_congested_only_while_the_sink_makes_progress() -> None:
     assert pipeline.congested()
     eventually(lambda: not pipeline.congested(), "nothing has moved for a while")
     assert pipeline.close(5) == 0
+
+
+class Patient(Scripted):
+    """A sink whose writes are dear."""
+
+    linger_seconds = 3600.0
+
+
+def patient(books: Books) -> tuple[Patient, Pipeline]:
+    """Return a pipeline that has just written, and now waits for company."""
+    sink = Patient()
+    pipeline = started(sink)
+    pipeline.put(books.batch())
+    eventually(lambda: books.ledger.delivered == 1, "the first does not wait")
+    return sink, pipeline
+
+
+def test_few_events_wait_for_company_and_an_alert_takes_them_along() -> None:
+    books = Books()
+    sink, pipeline = patient(books)
+    pipeline.put(books.batch())
+    pipeline.put(books.batch("metric"))
+    time.sleep(0.2)
+    assert len(sink.taken) == 1
+    pipeline.put(books.batch("alert"))
+    eventually(pipeline.idle, "all are written")
+    assert [batch.priority for batch in sink.taken] == ["event", "alert", "event", "metric"]
+    assert pipeline.close(5) == 0
+
+
+def test_many_events_wait_for_nobody() -> None:
+    books = Books()
+    sink, pipeline = patient(books)
+    for _ in range(COMPANY_BYTES // 1000):
+        pipeline.put(books.batch(data=b'{"a":"' + b"x" * 1000 + b'"}\n'))
+    eventually(lambda: len(sink.taken) > COMPANY_BYTES // 2000, "they are written")
+    assert pipeline.close(5) == 0
+    assert books.ledger.delivered == books.ledger.emitted
+
+
+def test_the_wait_for_company_ends_by_itself() -> None:
+    books, sink = Books(), Patient()
+    sink.linger_seconds = 0.3
+    pipeline = started(sink)
+    for number in range(5):
+        pipeline.put(books.batch())
+        eventually(lambda number=number: books.ledger.delivered == number + 1, "it is written")  # type: ignore[misc]
+    assert pipeline.close(5) == 0
+
+
+@pytest.mark.parametrize("end", ["close", "suspend"])
+def test_nothing_waits_for_company_where_the_sink_is_about_to_close(end: str) -> None:
+    books = Books()
+    sink, pipeline = patient(books)
+    pipeline.put(books.batch())
+    if end == "close":
+        assert pipeline.close(30) == 0
+    else:
+        pipeline.suspend()
+        eventually(lambda: sink.closed, "it is closed")
+        assert pipeline.close(5) == 0
+    assert (len(sink.taken), books.ledger.delivered) == (2, 2)
 
 
 # The agent's own events

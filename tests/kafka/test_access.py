@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from garrison.supervisor.settings.checks import CODECS
 from garrison.supervisor.sinks.base import SinkError
 from garrison.supervisor.sinks.kafka.sink import KafkaSink
 from tests.etcd.cluster import Tls, until
@@ -156,6 +157,21 @@ def test_events_above_the_brokers_limit_are_refused_and_hold_up_nothing(
     assert {each.reason for each in refused} == {"oversize"}
     found = [number for record in apache.read(topic) for number in _sequences(record)]
     assert found == [number for number in range(1, 21) if number not in large]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none", *CODECS])
+@pytest.mark.parametrize("per_message", [1, 8])
+def test_the_broker_reads_what_was_compressed(
+    apache: ApacheKafka, sinks: list[KafkaSink], compression: str, per_message: int
+) -> None:
+    """It checks the checksum of every batch, and takes idempotent ones apart."""
+    if compression in CODECS:
+        pytest.importorskip(CODECS[compression][0])
+    topic = f"packed-{secrets.token_hex(4)}"
+    apache.create_topic(topic)
+    sinks.append(make_sink(apache.bootstrap, topic=topic, compression=compression, records_per_message=per_message))
+    assert not sinks[0].write([batch(1, 500), batch(501, 3)])
+    assert_exact(apache.read(topic), {"process": 503})
 
 
 def _sequences(record: Any) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,48 @@ def test_a_topic_that_does_not_exist_and_a_login_that_is_refused(
     kafka.create_topic("hids")
     flows(agent)
     check(agent, kafka)
+
+
+def test_warnings_are_events_but_those_of_the_outage_itself_are_not(
+    make_apache: Callable[..., ApacheKafka], make_agent: Make
+) -> None:
+    """An outage makes lines; if these were events, each failure to send them would make more."""
+    kafka = make_apache()
+    kafka.create_topic("hids")
+    agent = make_agent(kafka.bootstrap)
+    gossip = '[workers.gossip]\nmodules = ["@/modules/gossip.py:Gossip"]\n'
+    more = SINK.format(servers=f'"{kafka.bootstrap[0]}"', mechanism="none", login="")
+    agent.write_config(gossip, more=f"{more}[log]\nevents = true\n")
+    agent.start()
+
+    def shouted() -> int:
+        return agent.errors().count(" warning worker.gossip: shout")
+
+    def said() -> list[dict[str, Any]]:
+        found = [json.loads(record.value) for record in kafka.read("hids")]
+        return [event for event in found if event["event"]["action"] == "log"]
+
+    until(lambda: any(event["log"]["logger"] == "worker.gossip" for event in said()), "a warning is an event", 60)
+    kafka.nodes[0].kill()
+    until(lambda: trouble(agent), "the outage is shown", 60)
+    begin, seen = datetime.now(UTC), shouted()
+    until(lambda: shouted() > seen + 100, "the worker talks on", 60)
+    end = datetime.now(UTC)
+    assert " err agent.sink: Kafka at " in agent.errors()
+    kafka.nodes[0].start()
+    kafka.wait()
+    until(lambda: not trouble(agent), "nothing is wrong any more", 60)
+    until(
+        lambda: any(event.get("garrison", {}).get("lines_left_out", 0) > 100 for event in said()),
+        "a later warning says how many were left out",
+        90,
+    )
+    events = said()
+    assert {event["log"]["logger"] for event in events} <= {"worker.gossip", "worker.gossip.Gossip", "agent"}
+    assert not [event for event in events if "Kafka at" in event["message"]]
+    assert not [event for event in events if begin < datetime.fromisoformat(event["@timestamp"]) < end]
+    numbers = [event["event"]["sequence"] for event in events]
+    assert numbers == sorted(set(numbers))
 
 
 def test_another_broker_leads(make_apache: Callable[..., ApacheKafka], make_agent: Make) -> None:

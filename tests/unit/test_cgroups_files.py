@@ -18,9 +18,9 @@ from garrison.supervisor.cgroups.files import (
     Change,
     amount,
     apply,
+    bandwidth,
     flat_keyed,
     pages,
-    quota_us,
     read,
     text_change,
     write,
@@ -148,15 +148,29 @@ def test_less_than_a_page_is_refused(limit: int) -> None:
 
 @given(st.floats(1, 100_000))
 def test_quotas_are_microseconds_of_a_tenth_of_a_second(percent: float) -> None:
-    quota = quota_us(percent)
+    quota, period = bandwidth(percent)
     assert quota is not None
+    assert period == 100_000
     assert abs(quota - percent * 1000) <= 0.5
 
 
-@pytest.mark.parametrize("percent", [0.0, 0.99, -5.0])
+@given(st.floats(0.1, 1))
+def test_a_quota_below_a_millisecond_is_one_in_a_longer_period(percent: float) -> None:
+    quota, period = bandwidth(percent)
+    assert quota is not None
+    assert quota >= 1000
+    assert 100_000 <= period <= 1_000_000
+    assert 100 * quota / period == pytest.approx(percent, rel=1e-3)
+
+
+def test_no_cap_has_the_kernels_own_period() -> None:
+    assert bandwidth(None) == (None, 100_000)
+
+
+@pytest.mark.parametrize("percent", [0.0, 0.09, -5.0])
 def test_a_quota_below_the_kernels_least_is_refused(percent: float) -> None:
-    with pytest.raises(LimitError, match="below the kernel's least"):
-        quota_us(percent)
+    with pytest.raises(LimitError, match=r"below the least of 0\.1 %"):
+        bandwidth(percent)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))

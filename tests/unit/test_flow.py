@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from garrison.ipc.messages import PRIORITIES, Priority
-from garrison.supervisor.events.flow import COMMIT_SECONDS, STALL_SECONDS, TROUBLE_SECONDS, Flow
+from garrison.supervisor.events.flow import COMMIT_SECONDS, COMPANY_BYTES, STALL_SECONDS, TROUBLE_SECONDS, Flow
 from garrison.supervisor.events.ledger import WorkerLedger
-from garrison.supervisor.events.pacing import DrainPace
+from garrison.supervisor.events.pacing import URGENT, DrainPace
 from garrison.supervisor.events.queue import OVERHEAD_BYTES, Batch, EventQueue
 
 MIB = 1024 * 1024
@@ -243,3 +243,61 @@ def test_a_clock_that_steps_back_gives_nothing_away() -> None:
     pace.took("event", 1000, 50.0)
     waits = pace.wait("event", 50.0)
     assert pace.wait("event", 20.0) >= waits
+
+
+def test_few_events_wait_for_company_and_an_alert_takes_them_along() -> None:
+    books, (way, _shelf) = Books(), flow()
+    way.company_until = 11.0
+    way.put(books.batch())
+    assert way.take(MIB, 10.25) == ([], 0.75)
+    way.put(books.batch("alert"))
+    taken, _wait = way.take(MIB, 10.5)
+    assert [batch.priority for batch in taken] == ["alert", "event"]
+
+
+def test_the_wait_for_company_ends_with_its_time_and_with_enough_of_it() -> None:
+    books, (way, _shelf) = Books(), flow()
+    way.company_until = 11.0
+    way.put(books.batch())
+    assert len(way.take(MIB, 11.0)[0]) == 1
+    way.company_until = 12.0
+    way.put(books.batch(size=COMPANY_BYTES // 2))
+    assert way.take(MIB, 11.5)[0] == []
+    way.put(books.batch(size=COMPANY_BYTES // 2))
+    assert len(way.take(MIB, 11.5)[0]) == 2
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(PRIORITIES), st.integers(1, COMPANY_BYTES)), max_size=6),
+    st.floats(0, 2),
+    st.floats(0, 2),
+    st.floats(0, 90),
+)
+def test_who_waits_for_company_comes_by_before_it_is_over(
+    offered: list[tuple[Priority, int]], until: float, now: float, pace: float
+) -> None:
+    """What is put while it waits wakes nobody, so it must not sleep longer for the sake of anything else."""
+    books = Books()
+    way = Flow(MIB, throttles=(Fixed(pace),))
+    way.company_until = until
+    for priority, size in offered:
+        way.put(books.batch(priority, size))
+    lingers = way.lingers(now)
+    taken, wait = way.take(MIB, now)
+    assert not (taken and lingers)
+    if not taken and now < until:
+        assert wait is not None
+        assert wait <= until - now
+
+
+class Fixed:
+    """A throttle that always asks for the same wait, but for what is urgent."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def wait(self, priority: Priority, now: float) -> float:
+        return 0.0 if priority in URGENT else self._seconds
+
+    def took(self, priority: Priority, size: int, now: float) -> None:
+        """Nothing is counted."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -165,6 +166,23 @@ def test_kafka_needs_servers() -> None:
 )
 def test_settings_of_kafka_that_cannot_be_are_named(lines: str, key: str, says: str) -> None:
     assert says in only(f"[sink.kafka]\n{lines}", f"sink.kafka.{key}")
+
+
+@pytest.mark.parametrize(
+    ("compression", "module", "package"),
+    [("lz4", "lz4", "lz4"), ("zstd", "zstandard", "zstandard"), ("snappy", "snappy", "python-snappy")],
+)
+def test_a_compression_whose_package_is_missing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, compression: str, module: str, package: str
+) -> None:
+    lines = f'{KAFKA}compression = "{compression}"\n'
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else found(name))
+    text = only(lines, "sink.kafka.compression")
+    assert f"needs the Python package {package}" in text
+    assert 'Write "gzip"' in text
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found("gzip") if name == module else found(name))
+    assert read(lines).sink.kafka.compression == compression
 
 
 @pytest.mark.parametrize(

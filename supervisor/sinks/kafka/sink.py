@@ -22,8 +22,6 @@ MESSAGE_BYTES = 512 * 1024
 REQUEST_BYTES = 1024 * 1024
 EVENT_BYTES = REQUEST_BYTES - 16 * 1024
 """Size from which an event is not even tried: key, headers and the frame around it go into the request as well."""
-LINGER_BYTES = 128 * 1024
-"""A write of more than this does not wait for company."""
 CONNECT_SECONDS = 10.0
 SLICE_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
@@ -33,7 +31,6 @@ MAX_TRIALS = 20
 TOO_LARGE_SECONDS = 600.0
 """How long the size that a broker has refused is remembered, so that a limit that was raised is found."""
 
-_URGENT = ("alert", "state")
 _TOO_LARGE = ("MessageSizeTooLargeError", "RecordListTooLargeError")
 
 
@@ -52,13 +49,13 @@ class KafkaSink(Sink):
     name = "kafka"
 
     def __init__(self, settings: Settings, host: str, leave: Callable[[], bool] = lambda: False) -> None:
+        self.linger_seconds = settings.linger_seconds
         self._settings = settings
         self._host = host.encode()
         self._leave = leave
         self._hurried = threading.Event()
         self._session: Any = None
         self._underway = Underway()
-        self._last_write = float("-inf")
         self._careful = False
         # Sizes that the broker has refused, of messages and of single events, and until when they are remembered.
         self._message_bytes = (MESSAGE_BYTES, float("-inf"))
@@ -78,7 +75,6 @@ class KafkaSink(Sink):
             SinkError: Kafka has not acknowledged all within `timeout_seconds`, or has refused some. What it was handed
                 over stays on its way, and is waited for when it is offered again.
         """
-        self._linger(batches)
         deadline = time.monotonic() + self._settings.timeout_seconds
         failure: BaseException | None = None
         try:
@@ -88,7 +84,6 @@ class KafkaSink(Sink):
         except Exception as error:  # noqa: BLE001  kafka-python raises its own, OSError, ValueError, and more
             failure = error
         failure = self._settle() or failure
-        self._last_write = time.monotonic()
         if failure is not None or self._underway.waiting:
             # kafka-python leaves the sockets of connections that failed to the collector, which runs seldom in a quiet
             # agent: an outage of a day would use up the descriptors. The young generations are enough, and quick.
@@ -215,17 +210,6 @@ class KafkaSink(Sink):
                 message.future = session.send(topic, value_of(lines, message.span), self._host, own)
 
     # Waiting
-
-    def _linger(self, batches: Sequence[Batch]) -> None:
-        """Let more come together where little is offered and nothing is urgent: a request costs more than an event."""
-        wait = self._last_write + self._settings.linger_seconds - time.monotonic()
-        if wait <= 0 or self._impatient() or any(batch.priority in _URGENT for batch in batches):
-            return
-        if sum(len(batch.data) for batch in batches) >= LINGER_BYTES:
-            return
-        deadline = time.monotonic() + wait
-        while not self._out_of_time(deadline):
-            self._hurried.wait(min(SLICE_SECONDS, max(0.0, deadline - time.monotonic())))
 
     def _wait(self, session: Any, deadline: float) -> bool:
         """Wait until all is settled, time is up, or the session is broken; return whether all is settled."""
