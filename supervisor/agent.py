@@ -23,17 +23,11 @@ from garrison.supervisor.control.operations import Operations
 from garrison.supervisor.control.server import ControlServer
 from garrison.supervisor.control.status import AgentStatus, StatusReport
 from garrison.supervisor.desired import Change, Desired, WorkerDesired
-from garrison.supervisor.events.books import Books
-from garrison.supervisor.events.globalrate import GlobalRate
-from garrison.supervisor.events.own import MODULE, OwnEvents
-from garrison.supervisor.events.pipeline import Pipeline
 from garrison.supervisor.exitcodes import ExitCode
 from garrison.supervisor.heartbeat.wiring import make_heart
 from garrison.supervisor.hostwatch.watchman import Surroundings, Watchman
 from garrison.supervisor.killswitch import KillSwitch, kill_groups
 from garrison.supervisor.linux import become_subreaper
-from garrison.supervisor.logevents import LogEvents, about, document
-from garrison.supervisor.logsinks import Line
 from garrison.supervisor.looking import Looker
 from garrison.supervisor.notify import Notifier
 from garrison.supervisor.nursery.keeper import NurseryKeeper
@@ -52,9 +46,6 @@ from garrison.supervisor.settings import (
     needs_restart,
 )
 from garrison.supervisor.settings import Worker as Definition
-from garrison.supervisor.sinks.switch import SwitchSink
-from garrison.supervisor.sinks.target import choose as choose_sink
-from garrison.supervisor.spool.choose import spooling_of
 from garrison.supervisor.startup import StartError, acquire_lock, lower_rights, prepare_cgroups, raise_nofile
 from garrison.supervisor.status import killswitch_status, store_status, summary, worker_statuses
 from garrison.supervisor.stores.base import Snapshot
@@ -63,6 +54,7 @@ from garrison.supervisor.stores.choose import make_store
 from garrison.supervisor.stores.killfile import KillFileWatch
 from garrison.supervisor.userspace import UserspaceCaps
 from garrison.supervisor.version import VERSION
+from garrison.supervisor.wayout import WayOut
 from garrison.supervisor.worker.aggregate import WorkersNode
 from garrison.supervisor.worker.services import ProcessLimits, Services
 from garrison.supervisor.worker.supervisor import WorkerSupervisor
@@ -167,19 +159,8 @@ class Agent:
         userspace = UserspaceCaps(self.cgroups) if not self.cgroups.enforced else None
         paused = None if userspace is None else userspace.throttling
         self.sampler = Sampler(self.cgroups, paused)
-        self.books = Books(os.path.join(agent.run_dir, "counts"), remembered.counts)
-        self._rate = GlobalRate(0)
-        self._sink = SwitchSink(choose_sink(settings.sink).target, self.host)
-        self.pipeline = Pipeline(
-            self._sink,
-            self.host,
-            self._trouble("sink"),
-            spooling=spooling_of(settings, self._trouble("spool")),
-            ledger_of=self.books.of,
-            throttles=(self._rate,),
-        )
-        self._own = OwnEvents(self.host, self.pipeline.put, remembered.next_epoch(MODULE), self.books.of(MODULE))
-        self._lost = self.books.begin(self.pipeline.open())
+        self.way_out = WayOut(settings, remembered, self._trouble, self.call_in_loop, self._loop.time)
+        pipeline = self.way_out.pipeline
         self.node = WorkersNode(self.cgroups, agent.budget, lambda text: _log.critical("%s", text))
         self.nursery = NurseryKeeper(self.host, self.cgroups.kill_plan, PRELOAD, self.node.kill, self._warn)
         self.killswitch = KillSwitch(
@@ -215,9 +196,9 @@ class Agent:
             policy=policy,
             place=self.place,
             nursery=self.nursery.get,
-            ledger=self.books.of,
-            forward=self.pipeline.put,
-            congested=self.pipeline.congested,
+            ledger=self.way_out.books.of,
+            forward=pipeline.put,
+            congested=pipeline.congested,
             emit_state=self.emit_state,
             log=_worker_log,
             next_epoch=remembered.next_epoch,
@@ -226,7 +207,7 @@ class Agent:
             sampler=self.sampler,
             remember=self._remember_soon,
             dry_run=lambda: self.settings.agent.dry_run,
-            acks=self.pipeline.always,
+            acks=pipeline.always,
         )
         self.control = ControlServer(os.path.join(agent.run_dir, "control.sock"), Operations(self))
         enforce = None if userspace is None else lambda now: userspace.enforce(self.workers, now)
@@ -235,7 +216,7 @@ class Agent:
             Surroundings(
                 host=self.host,
                 cgroups=self.cgroups,
-                pipeline=self.pipeline,
+                pipeline=pipeline,
                 problems=self.problems,
                 emit_state=self.emit_state,
                 settings=lambda: self.settings,
@@ -244,10 +225,8 @@ class Agent:
                 paused=paused,
             )
         )
-        self.log_events = LogEvents(self._emit_line, self._way_out_is_well, self.call_in_loop, self._loop.time)
         self.metrics: MetricsService | None = None
-
-        self.heart = make_heart(self, self._own, self._started)
+        self.heart = make_heart(self, self._started)
 
     async def _start(self) -> None:
         _log.info(
@@ -270,7 +249,7 @@ class Agent:
             self._loop.add_signal_handler(signo, call)
         try:
             self.remembering.writer.start()
-            self.pipeline.start()
+            self.way_out.pipeline.start()
             # The file that forbids everything is looked at before anything could be started.
             self.killfile.start()
             if self.presence is not None:
@@ -296,9 +275,9 @@ class Agent:
         if self._stop.is_set():
             return
         self.emit_state("agent-started", {"version": VERSION, "cgroup_mode": self.cgroups.mode, "pid": os.getpid()})
-        if self._lost:
-            _log.warning("lost with the end of the last master: %s", self._lost)
-            self.emit_state("events-lost", {"events": sum(self._lost.values()), "by_worker": self._lost})
+        if lost := self.way_out.lost:
+            _log.warning("lost with the end of the last master: %s", lost)
+            self.emit_state("events-lost", {"events": sum(lost.values()), "by_worker": lost})
         line = summary(self.workers, self.killswitch.engaged)
         self._ready = True
         self._present()
@@ -352,16 +331,16 @@ class Agent:
             await self.metrics.close(DRAIN_SECONDS)
         logs.listen(None)
         self.emit_state("agent-stopped", {"uptime_seconds": round(time.monotonic() - self._started, 1)})
-        self.pipeline.resume()
-        lost = await _in_thread(self.pipeline.close, DRAIN_SECONDS)
+        self.way_out.pipeline.resume()
+        lost = await _in_thread(self.way_out.pipeline.close, DRAIN_SECONDS)
         if lost:
-            _log.error("%d events could not be delivered before the end: %s", lost, self.pipeline.error)
+            _log.error("%d events could not be delivered before the end: %s", lost, self.way_out.pipeline.error)
         self._save_cache()
         self._save_local()
         self._save_breakers()
         self.remembering.save_history()
-        self.books.close()
-        self.remembering.save_counts(self.books.state(clean=True))
+        self.way_out.books.close()
+        self.remembering.save_counts(self.way_out.books.state(clean=True))
         await _in_thread(self.remembering.writer.close, DRAIN_SECONDS)
         try:
             self.cgroups.cleanup()
@@ -422,26 +401,17 @@ class Agent:
                 self.problems.set("aggregate", "")
 
     def _choose_sink(self, desired: Desired) -> None:
-        """Have events go where file and keys want them; what is not delivered yet goes along."""
-        choice = choose_sink(self.settings.sink, desired)
-        self.problems.replace("sink keys", list(choice.problems))
-        # A file stays on the host.
-        self._rate.limit(self.settings.limits.bytes_per_second if choice.target.backend == "kafka" else 0)
-        if choice.target == self._sink.target:
-            return
-        self._sink.use(choice.target)
-        _log.notice("events go to %s, decided by %s", choice.target.text, choice.decided_by)
-        self.emit_state(
-            "sink-changed",
-            {"sink": choice.target.backend, "target": choice.target.text, "key": choice.decided_by},
-        )
+        changed, problems = self.way_out.direct(self.settings, desired)
+        self.problems.replace("sink keys", problems)
+        if changed is not None:
+            self.emit_state("sink-changed", changed)
 
     def _make_worker(self, name: str, definition: Definition, wanted: WorkerDesired) -> WorkerSupervisor:
         taken = self.remembering.cached.taken.get(name)
         return WorkerSupervisor(name, definition, wanted, self._services, taken, self.remembering.breakers.of(name))
 
     def _worker_retired(self, name: str) -> None:
-        self.books.retire(name)
+        self.way_out.books.retire(name)
         if not self._stopping:
             self.reconciler.resolve()
 
@@ -490,22 +460,15 @@ class Agent:
         if self.metrics is None and (metrics.listen or metrics.textfile):
             from garrison.supervisor.metrics.wiring import make_metrics
 
-            self.metrics = make_metrics(self, self._own.ledger, self._started)
+            self.metrics = make_metrics(self, self._started)
             self.metrics.start()
         if self.metrics is not None:
             self.metrics.apply(metrics)
-        logs.listen(self.log_events.take if self.settings.log.events else None)
-
-    def _way_out_is_well(self) -> bool:
-        figures = self.pipeline.figures()
-        return not (figures.error or (figures.spool is not None and figures.spool.error))
-
-    def _emit_line(self, line: Line, left_out: int) -> None:
-        self._own.put("event", [document(line, left_out)], about(line))
+        self.way_out.listen(self.settings)
 
     def _reopen(self) -> None:
         logs.reopen()
-        self.pipeline.reopen()
+        self.way_out.pipeline.reopen()
 
     # Killswitch
 
@@ -558,10 +521,10 @@ class Agent:
             await self.roster.settle()
             if self.killswitch.engaged:
                 await self.nursery.stop()
-                self.pipeline.suspend()
+                self.way_out.pipeline.suspend()
                 self._suspended = True
         elif not self.killswitch.engaged and self._suspended:
-            self.pipeline.resume()
+            self.way_out.pipeline.resume()
             self._suspended = False
         self.notifier.status(summary(self.workers, self.killswitch.engaged))
 
@@ -585,7 +548,7 @@ class Agent:
 
     def emit_state(self, action: str, fields: dict[str, Any]) -> None:
         """Emit an event of the agent itself, and keep it in the history."""
-        self._own.emit(action, fields)
+        self.way_out.own.emit(action, fields)
         self.remembering.happened(action, fields)
 
     def _process_limits(self, limits: Limits) -> ProcessLimits:

@@ -183,7 +183,7 @@ class Operations:
         def wanted(batch: Batch) -> bool:
             return (not kinds or batch.priority in kinds) and (not workers or batch.about in workers)
 
-        tap = self._agent.pipeline.tap
+        tap = self._agent.way_out.pipeline.tap
         if tap.closed:
             raise _too_busy()
         unsubscribe = tap.subscribe(take, end) if follow else None

@@ -12,15 +12,13 @@ from garrison.supervisor.status import killswitch_status, store_status
 
 if TYPE_CHECKING:
     from garrison.supervisor.agent import Agent
-    from garrison.supervisor.events.own import OwnEvents
 
 
-def make_heart(agent: Agent, own: OwnEvents, started: float) -> Heart:
+def make_heart(agent: Agent, started: float) -> Heart:
     """Return the heart of an agent.
 
     Args:
         agent: The agent.
-        own: Its own events.
         started: When it was started, monotonic seconds.
     """
     hashed: tuple[Settings, object, str] | None = None
@@ -49,11 +47,11 @@ def make_heart(agent: Agent, own: OwnEvents, started: float) -> Heart:
         usage_of_master=agent.watchman.usage_of_master,
         killswitch=lambda: killswitch_status(agent.killswitch),
         store=lambda: store_status(agent.store.status(), agent.presence.lease_id if agent.presence is not None else ""),
-        figures=agent.pipeline.figures,
+        figures=agent.way_out.pipeline.figures,
         shed_level=lambda: int(agent.watchman.shedding.state.level),
         problems=agent.problems,
         emit_state=agent.emit_state,
         save=agent.remembering.save_counts,
         silent=lambda: agent.killswitch.engaged,
     )
-    return Heart(around, own, agent.books)
+    return Heart(around, agent.way_out.own, agent.way_out.books)

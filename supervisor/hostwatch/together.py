@@ -45,7 +45,7 @@ class Together:
         budget: AggregateBudget,
         *,
         all_workers: Sample,
-    ) -> Verdict | None:
+    ) -> tuple[Verdict, ...]:
         """Judge a look at everything and act on it; returns what was decided.
 
         Args:
@@ -62,10 +62,10 @@ class Together:
         self._share(samples, workers, cpu_room(own, allowed), stopped_by_quota=stopped)
         # Where it is shared out nobody meets the common quota any more, though it is used up as before.
         stopped = stopped or self.sharing.active
-        self.state, verdict = aggregate.judge(self.state, at, own, members, allowed, stopped_by_quota=stopped)
-        if verdict is not None:
+        self.state, verdicts = aggregate.judge(self.state, at, own, members, allowed, stopped_by_quota=stopped)
+        for verdict in verdicts:
             self._act(verdict, workers[verdict.worker], at)
-        return verdict
+        return verdicts
 
     def _share(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from garrison.supervisor.events.ledger import WorkerLedger
 from garrison.supervisor.metrics.collect import Sources
 from garrison.supervisor.metrics.service import MetricsService
 
@@ -13,12 +12,11 @@ if TYPE_CHECKING:
     from garrison.supervisor.agent import Agent
 
 
-def make_metrics(agent: Agent, own: WorkerLedger, started: float) -> MetricsService:
+def make_metrics(agent: Agent, started: float) -> MetricsService:
     """Return the metrics of an agent.
 
     Args:
         agent: The agent.
-        own: The ledger of its own events.
         started: When it was started, monotonic seconds.
     """
     sources = Sources(
@@ -27,16 +25,16 @@ def make_metrics(agent: Agent, own: WorkerLedger, started: float) -> MetricsServ
         cgroups=agent.cgroups,
         sampler=agent.sampler,
         workers=lambda: agent.workers,
-        own=own,
+        own=agent.way_out.own.ledger,
         usage_of_master=agent.watchman.usage_of_master,
         budget=lambda: agent.node.budget,
         killed=lambda: agent.killswitch.engaged,
         store=agent.store.status,
         registered=lambda: agent.presence.presence.status().registered if agent.presence is not None else None,
-        figures=agent.pipeline.figures,
+        figures=agent.way_out.pipeline.figures,
         problems=lambda: len(agent.problems.texts()),
         shed_level=lambda: int(agent.watchman.shedding.state.level),
         nurseries=lambda: agent.nursery.replaced,
-        log_events=lambda: (agent.log_events.sent, agent.log_events.suppressed),
+        log_events=lambda: (agent.way_out.log_events.sent, agent.way_out.log_events.suppressed),
     )
     return MetricsService(sources, agent.problems, agent.call_in_loop)
