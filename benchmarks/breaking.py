@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from benchmarks.context import Context
 from benchmarks.giving_way import giving_way
+from benchmarks.leaking import leaking
 from benchmarks.neighbours import UNSHED, neighbours
 from benchmarks.probe import Probe
 from benchmarks.report import Report, Row
@@ -26,7 +27,7 @@ ACTED = ("throttled", "tripped", "latched", "failed")
 def run(context: Context) -> Report:
     """Let one after the other loose beside a healthy worker and a probe; then all of them at once."""
     report = Report("breaking")
-    for part in (_one_by_one, neighbours, giving_way, sampling):
+    for part in (_one_by_one, neighbours, leaking, giving_way, sampling):
         try:
             part(context, report)
         except (AssertionError, LookupError, OSError, ValueError) as error:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.context import Context
@@ -17,7 +17,7 @@ from benchmarks.report import Report, Row
 from benchmarks.stats import Series, number
 from benchmarks.supervisord import Supervisord
 from tests.e2e._agent import MISBEHAVING, RunningAgent
-from tests.e2e._hogs import HOGS, Follower, Yard, among, cpu_clock, lateness
+from tests.e2e._hogs import HOGS, Follower, Hog, Yard, among, cpu_clock, lateness
 
 QUOTA_PERCENT = 5 * (os.cpu_count() or 1)
 """Of one core: 5 % of the machine."""
@@ -53,7 +53,9 @@ def neighbours(context: Context, report: Report) -> None:
     with Probe("latency") as latency, Probe("work") as work:
         for turn in range(count):
             context.noise.sample()
-            with _agent(context.folder / f"neighbours{turn}", late) as clock:
+            with crowd(context.folder / f"neighbours{turn}", HOGS, late) as agent:
+                clock = cpu_clock(agent)
+                time.sleep(SETTLE_SECONDS)
                 before, begin = clock(), time.monotonic()
                 with_agent.take(latency, work, window)
                 used.add((clock() - before) / (time.monotonic() - begin) * 100)
@@ -104,19 +106,25 @@ def _percent(name: str, these: Felt, those: Felt) -> Series:
 
 
 @contextlib.contextmanager
-def _agent(folder: Path, late: list[float]) -> Iterator[Callable[[], float]]:
+def crowd(folder: Path, hogs: Sequence[Hog], late: list[float]) -> Iterator[RunningAgent]:
+    """Run an agent whose misbehaving workers have just been let loose, and a healthy one among them.
+
+    Args:
+        folder: For the agent; removed.
+        hogs: All but the healthy one.
+        late: Gets the seconds by which the healthy one's sign of life was late at most.
+    """
     quota = f"budget = {{cpu_quota_percent = {QUOTA_PERCENT}}}"
-    agent = RunningAgent(folder, among(HOGS, TICK_SECONDS), agent=quota, more=UNSHED)
+    agent = RunningAgent(folder, among(hogs, TICK_SECONDS), agent=quota, more=UNSHED)
     yard = Yard(agent)
     try:
         yard.start(None)
-        for one in HOGS:
+        for one in hogs:
             agent.wait_worker(one.name, state="running")
         follower = Follower(agent)
-        yard.loose(*(one.name for one in HOGS))
+        yard.loose(*(one.name for one in hogs))
         begin = time.monotonic()
-        time.sleep(SETTLE_SECONDS)
-        yield cpu_clock(agent)
+        yield agent
         # A sign of life that may be late by a period is only missed in a longer time than that.
         time.sleep(max(0.0, begin + 2 * TICK_SECONDS + 1 - time.monotonic()))
         end = time.monotonic()
