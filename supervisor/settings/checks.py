@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from typing import TypeVar
@@ -171,10 +172,13 @@ def _check_command(worker: Worker, key: str, problems: Collector) -> None:
 def finish(settings: Settings, problems: Collector) -> Settings:
     """Return the settings with each worker's modules filled in, after all checks across tables."""
     workers = {}
+    # `root` leaves workers the agent's own user; that of another agent is none that it could become.
+    own = settings.agent.worker_user == "root" and os.geteuid() != 0
+    common = "" if own else settings.agent.worker_user
     for name, worker in settings.workers.items():
         key = f"workers.{join(name)}"
         worker = finish_worker(name, worker, key, problems)
-        workers[name] = msgspec.structs.replace(worker, user=worker.user or settings.agent.worker_user)
+        workers[name] = msgspec.structs.replace(worker, user=worker.user or common)
         check_budget(worker.budget, f"{key}.budget", problems, settings.agent.budget)
     check_etcd(settings.store, problems)
     check_kafka(settings.sink, problems)
