@@ -34,6 +34,13 @@ def worker(name: str, priority: int) -> str:
     return f'[workers.{name}]\nmodules = ["{module("healthy", "Healthy")}"]\npriority = {priority}\n'
 
 
+def cpu_times() -> tuple[int, int]:
+    """Return how long all CPUs were idle (waiting for disks included), and how long they were there, in ticks."""
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(word) for word in file.readline().split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
 def test_our_own_hogs_are_no_reason_to_give_way(make_agent: Make) -> None:
     # Between them they would use every CPU of the machine.
     patient = {"cpu_trip_samples": 1000, "cpu_quota_percent": 400, "cpu_trip_percent": 400}
@@ -66,8 +73,15 @@ def test_who_else_wants_the_machine_gets_it_and_what_stood_still_goes_on_afterwa
         for name in names:
             until(lambda name=name: agent.worker(name)["state"] == "frozen", f"{name} stands still", 60)
         assert any("pressure" in problem for problem in agent.client.call("status")["agent"]["problems"])
-    for name in names:
-        until(lambda name=name: agent.worker(name)["state"] == "running", f"{name} goes on", 100)
+    before = cpu_times()
+    try:
+        for name in names:
+            until(lambda name=name: agent.worker(name)["state"] == "running", f"{name} goes on", 100)
+    except AssertionError:
+        idle, whole = (now - then for now, then in zip(cpu_times(), before, strict=True))
+        if idle / whole < 0.1:
+            pytest.skip(f"others keep this host busy: {idle / whole:.0%} of its CPUs' time was idle")
+        raise
     frozen = {name: follower.states(name, "frozen")[0][0] for name in names}
     thawed = {name: follower.states(name, "running", since=frozen[name])[0][0] for name in names}
     # By priority, the essential one last; and back in the other order.
