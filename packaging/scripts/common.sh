@@ -12,6 +12,27 @@ say() { echo "garrison: $*"; }
 
 systemd_runs() { [ -d /run/systemd/system ]; }
 
+# The configuration that the unit names, as an option: a drop-in may start the agent with another than the usual one.
+configuration() {
+    systemctl show -p ExecStart "$unit" 2> /dev/null |
+        sed -n 's/.* argv\[\]=[^;]* --config[= ]\([^ ;]*\).*/--config \1/p'
+}
+
+# How the agent is, in a word: active (or about to be), failed, inactive; none where systemd does not run.
+agent_state() {
+    if ! systemd_runs; then
+        echo none
+        return
+    fi
+    now=$(systemctl is-active "$unit" 2> /dev/null) || true
+    case "$now" in
+    # activating: it is being started, or systemd waits before it tries again.
+    active | reloading | activating) echo active ;;
+    failed) echo failed ;;
+    *) echo inactive ;;
+    esac
+}
+
 # What waits for something has an end: a hung agent must not hang the package manager.
 within() { # seconds, command...
     if command -v timeout > /dev/null; then

@@ -1,15 +1,15 @@
-# The user of those workers that need no rights. systemd-sysusers makes it where there is one, and at boot.
+# The user of those workers that need no rights. systemd-sysusers makes it where there is one, and at boot. Both programs ask
+# the name service whether somebody else has it, which may be away or slow; the agent itself reads /etc/passwd alone.
 make_user() {
-    if command -v systemd-sysusers > /dev/null && systemd-sysusers garrison.conf > /dev/null 2>&1; then
-        return 0
+    if command -v systemd-sysusers > /dev/null; then
+        within 60 systemd-sysusers garrison.conf > /dev/null 2>&1 || true
     fi
-    # Not through the name service, which may be away or slow.
     if grep -q '^@USER@:' /etc/passwd; then
         return 0
     fi
     shell=/usr/sbin/nologin
     [ -x "$shell" ] || shell=/sbin/nologin
-    useradd --system --user-group --no-create-home --home-dir /nonexistent --shell "$shell" \
+    within 60 useradd --system --user-group --no-create-home --home-dir /nonexistent --shell "$shell" \
         --comment "Garrison detection workers" @USER@ ||
-        say "the user @USER@ cannot be made: workers that would run as it do not start"
+        say "the user @USER@ cannot be made in /etc/passwd: workers stay root, without its capabilities"
 }

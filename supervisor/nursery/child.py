@@ -71,7 +71,10 @@ def become(request: Spawn, fds: list[int], nursery_pid: int, signals: tuple[int,
         if os.getppid() != nursery_pid:
             os._exit(NOT_STARTED)
         setproctitle.setproctitle(f"garrison: {request.worker}")
-        seccomp.install(given.system_calls)
+        try:
+            seccomp.install(given.system_calls)
+        except OSError as error:
+            raise RightsError(f"the filter of its system calls cannot be installed: {error}") from error
         status = _exec(request) if request.command else _run_modules(request, given, loaded)
     except RightsError as error:
         # One line: it is the reason that the master shows.

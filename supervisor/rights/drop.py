@@ -41,11 +41,7 @@ def drop(account: Account | None, keep: int, *, for_exec: bool) -> None:
         if had.effective >> CAPABILITIES.index("setpcap") & 1:
             capabilities.bound(keep)
         if account is not None:
-            prctl(_PR_SET_KEEPCAPS, 1)
-            os.setgroups(account.groups)
-            os.setresgid(account.gid, account.gid, account.gid)
-            os.setresuid(account.uid, account.uid, account.uid)
-            prctl(_PR_SET_KEEPCAPS, 0)
+            _become(account)
         capabilities.hold(capabilities.Held(keep, keep, keep if for_exec else 0))
         capabilities.hand_on(keep if for_exec and os.geteuid() != 0 else 0)
     except OSError as error:
@@ -57,6 +53,19 @@ def drop(account: Account | None, keep: int, *, for_exec: bool) -> None:
     now = capabilities.held()
     if now.effective != keep or now.permitted != keep or (account is not None and os.getresuid() != (account.uid,) * 3):
         raise RightsError(f"it has other rights than it was given: {now}")
+
+
+def _become(account: Account) -> None:
+    # What is so already needs no right to be made so: root in a container that may not change users.
+    # The group itself may be listed among the others or not: it makes no difference.
+    if {*os.getgroups(), os.getegid()} != {*account.groups, account.gid}:
+        os.setgroups(account.groups)
+    if os.getresgid() != (account.gid,) * 3:
+        os.setresgid(account.gid, account.gid, account.gid)
+    if os.getresuid() != (account.uid,) * 3:
+        prctl(_PR_SET_KEEPCAPS, 1)
+        os.setresuid(account.uid, account.uid, account.uid)
+        prctl(_PR_SET_KEEPCAPS, 0)
 
 
 def hand_over(account: Account, folder: str, fds: tuple[int, ...]) -> str:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from garrison.ipc.rights import CAPABILITIES, SystemCalls
+from garrison.ipc.rights import SystemCalls
 from garrison.supervisor.rights import capabilities
-
-_SEARCH = 1 << CAPABILITIES.index("dac_read_search")
-_OVERRIDE = 1 << CAPABILITIES.index("dac_override")
 
 
 class RightsError(Exception):
@@ -58,10 +55,7 @@ def grant(declared: Iterable[str], demanded: tuple[str, ...] | None, available: 
             f"the agent does not have {names} to give: add it to the unit (`systemctl edit garrison`, "
             f"[Service] CapabilityBoundingSet={names}), or take it out of the worker's capabilities"
         )
-    kept = bits & available
-    if missing & _SEARCH:
-        kept |= available & _OVERRIDE
-    return Grant(kept, bool(missing) and not user_is_chosen, capabilities.names(missing))
+    return Grant(bits & available, bool(missing) and not user_is_chosen, capabilities.names(missing))
 
 
 def told(user: str, grant: Grant, level: SystemCalls) -> str:

@@ -19,7 +19,6 @@ from garrison.ipc.rights import SYSTEM_CALLS, SystemCalls
 from garrison.supervisor.linux import prctl
 from garrison.supervisor.rights.systemcalls import ADMINISTRATIVE, CHANGING, MACHINES, NEWEST, PARTLY
 
-_PR_GET_SECCOMP: Final = 21
 _PR_SET_SECCOMP: Final = 22
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _MODE_FILTER: Final = 2
@@ -32,6 +31,7 @@ _JUMP: Final = 0x05
 _EQUAL: Final = 0x15
 _AT_LEAST: Final = 0x35
 _ANY_BIT: Final = 0x45
+_MASK: Final = 0x54
 _RETURN: Final = 0x06
 _ALLOW: Final = 0x7FFF0000
 _REFUSE: Final = 0x00050000 | errno.EPERM
@@ -46,6 +46,8 @@ _CLONE_NEW: Final = 0x7E020000
 _AF_NETLINK: Final = 16
 _NETLINK_CONNECTOR: Final = 11
 """The one that only tells. NETLINK_SOCK_DIAG can also end connections."""
+_SOCK_TYPE_MASK: Final = 0xF
+_SOCK_DGRAM: Final = 2
 _IOCTL_HARMLESS: Final = (0x5401, 0x5421, 0x541B, 0x5450, 0x5451)
 """TCGETS (isatty), FIONBIO, FIONREAD, FIONCLEX, FIOCLEX."""
 
@@ -64,9 +66,11 @@ def why_not(machine: str | None = None) -> str:
     if machine not in MACHINES:
         return f"the numbers of the system calls of {machine} are not known"
     try:
-        prctl(_PR_GET_SECCOMP)
+        # There is no filter at 0. A kernel that has filters complains of the address, any other one of the mode.
+        prctl(_PR_SET_SECCOMP, _MODE_FILTER, 0)
     except OSError as error:
-        return f"the kernel has no seccomp ({error.strerror})"
+        if error.errno not in (errno.EFAULT, errno.EACCES):
+            return f"the kernel has no filters of system calls ({error.strerror})"
     return ""
 
 
@@ -149,6 +153,14 @@ def _checks(level: SystemCalls) -> dict[str, list[_Step]]:
             (_EQUAL, 0, 3, _AF_NETLINK),
             _argument(2),
             (_EQUAL, 0, 1, _NETLINK_CONNECTOR),
+            allow,
+            refuse,
+        ]
+        # One that is not bound to its other end can be sent from to any address: the log, the init system.
+        found["socketpair"] = [
+            _argument(1),
+            (_MASK, 0, 0, _SOCK_TYPE_MASK),
+            (_EQUAL, 1, 0, _SOCK_DGRAM),
             allow,
             refuse,
         ]

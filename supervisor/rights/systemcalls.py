@@ -58,6 +58,7 @@ ADMINISTRATIVE: Final[Numbers] = MappingProxyType(
         "keyctl": (250, 219),
         "lookup_dcookie": (212, 18),
         "migrate_pages": (256, 238),
+        "modify_ldt": (154, None),
         "mount": (165, 40),
         "mount_setattr": (442, 442),
         "move_mount": (429, 429),
@@ -155,6 +156,7 @@ PARTLY: Final[Numbers] = MappingProxyType(
         "ioctl": (16, 29),
         "prlimit64": (302, 261),
         "socket": (41, 198),
+        "socketpair": (53, 199),
     }
 )
 """What depends on the arguments: see `seccomp`."""

@@ -162,6 +162,24 @@ def test_a_right_that_cannot_be_given_is_a_worker_that_does_not_start(make_agent
     assert "quiet: starting -> running" not in agent.errors()
 
 
+def test_an_agent_that_may_not_change_users_runs_workers_as_itself_where_it_is_told_to(make_agent: Make) -> None:
+    program = shutil.which("setpriv")
+    if program is None:
+        pytest.skip("setpriv (util-linux) is not installed")
+    agent = make_agent('[workers.quiet]\nmodules = ["@/modules/quiet.py:Quiet"]\n', 'worker_user = "root"')
+    # As a container may be: also without the right to give files away, and with root's own group listed once more.
+    bounds = "-setuid,-setgid,-setpcap,-chown"
+    agent.start(
+        command=[
+            *(program, f"--bounding-set={bounds}", "--groups=0", "--no-new-privs"),
+            *(str(BIN / "garrisond"), "--config", str(agent.config)),
+        ]
+    )
+    found = status(agent.wait_worker("quiet", state="running")["pid"])
+    assert found["Uid"].split() == found["Gid"].split() == ["0"] * 4
+    assert (int(found["CapPrm"], 16), int(found["CapEff"], 16), found["NoNewPrivs"]) == (0, 0, "1")
+
+
 def test_modules_see_less_where_the_agent_has_less_and_say_so(make_agent: Make) -> None:
     program = shutil.which("setpriv")
     if program is None:

@@ -48,6 +48,20 @@ def test_it_installs_and_says_what_it_did_not_do(built: Built, family: dict[str,
     assert "\nenabled\nall done\n" in done.stdout
 
 
+def test_a_helper_of_an_old_release_does_not_leave_it_disabled(built: Built, tmp_path: Path) -> None:
+    need_copy()
+    done = run_in_copy(
+        tmp_path,
+        built.folder,
+        "set -e; printf '#!/bin/sh\\nexit 1\\n' > /usr/bin/deb-systemd-helper;"
+        f" {DEB['install']}; systemctl is-enabled garrison; systemctl disable garrison; {DEB['install']};"
+        " systemctl is-enabled garrison || true",
+    )
+    assert done.returncode == 0, done.stdout
+    assert "\nenabled\n" in done.stdout
+    assert done.stdout.endswith("disabled\n"), done.stdout
+
+
 def test_an_upgrade_keeps_the_configuration_and_what_was_disabled(
     built: Built, family: dict[str, str], tmp_path: Path
 ) -> None:
@@ -94,6 +108,33 @@ def test_a_purge_leaves_nothing_at_all(built: Built, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith("clean\n"), done.stdout
+
+
+def test_a_purge_empties_a_folder_that_is_mounted_and_goes_on(built: Built, tmp_path: Path) -> None:
+    need_copy()
+    done = run_in_copy(
+        tmp_path,
+        built.folder,
+        f"set -e; {DEB['install']}; mkdir -p /var/log/garrison; mount -t tmpfs tmpfs /var/log/garrison;"
+        " touch /var/log/garrison/events.0.ndjson; dpkg --purge garrison; ls -A /var/log/garrison; ! ls /etc/garrison;"
+        " ! grep garrison-worker /etc/passwd; ! dpkg-query --status garrison; echo clean",
+    )
+    assert done.returncode == 0, done.stdout
+    assert "garrison: /var/log/garrison cannot be removed whole" in done.stdout
+    assert done.stdout.endswith("clean\n"), done.stdout
+
+
+def test_a_removal_leaves_nothing_where_the_folder_is_a_link(
+    built: Built, family: dict[str, str], tmp_path: Path
+) -> None:
+    done = run_in_copy(
+        tmp_path,
+        built.folder,
+        f"set -e; mkdir /srv/place; ln -s /srv/place /opt/garrison; {family['install']}; garrisond --check;"
+        f" echo note > /opt/garrison/.refused; {family['remove']}; find /srv/place /opt/garrison; echo removed",
+    )
+    assert "cannot" not in done.stdout.partition("find")[0], done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("/srv/place/")] == [], done.stdout
 
 
 def test_installing_again_after_a_removal_finds_the_configuration(

@@ -69,6 +69,7 @@ attempts = {
     "routes": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close(),
     "internet": lambda: socket.socket(socket.AF_INET).close(),
     "pair": lambda: [end.close() for end in socket.socketpair()],
+    "datagrams": lambda: [end.close() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)],
     "chmod": lambda: os.chmod(path, 0o600),
     "times": lambda: os.utime(path, (1, 1)),
     "attribute": lambda: os.setxattr(path, "user.x", b"1"),
