@@ -25,11 +25,11 @@ test-kafka: $(READY) ## Run the tests that need Apache Kafka: fetch it with Mave
 	@GARRISON_KAFKA=1 $(BIN)/pytest tests/kafka $(ARGS)
 
 .PHONY: vm
-vm: packages ## Boot virtual machines with systemd, install the packages, and show what happens there (root, qemu, debootstrap; 10 minutes)
+vm: $(READY) ## Boot virtual machines with systemd, install the packages, and show what happens there (root, qemu, debootstrap; 12 minutes)
 	@$(BIN)/python -m tests.vm $(ARGS)
 
 .PHONY: demo-full
-demo-full: packages ## The whole product in a virtual machine: etcd with TLS and users, a broker, the DEB, from key to event
+demo-full: $(READY) ## The whole product in a virtual machine: etcd with TLS and users, a broker, the DEB, from key to event
 	@$(BIN)/python -m tests.vm product
 
 .PHONY: bench
@@ -37,7 +37,8 @@ bench: $(READY) ## Measure the agent beside its peers and print a table (root; 2
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: check
-check: $(READY) lint docs-check types ## Everything beside the tests: style, generated docs, wheel, strict types
+check: $(READY) lint docs-check types ## Everything beside the tests: style, generated docs, strict types, wheel, DEB and RPM
+	@$(BIN)/python packaging/build.py --quick --reuse
 
 .PHONY: lint
 lint: $(READY) ## Check style

@@ -21,6 +21,9 @@ PACKAGE_OF = {
     "strip": "binutils",
 }
 
+TOOLS = ("dpkg-deb", "ldd", "objdump", "rpmbuild", "strip")
+"""What every build needs."""
+
 
 class BuildError(Exception):
     """The package cannot be built; the text says why and what to do."""

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.etcd.cluster import free_port
-from tests.vm import checkout, goods, guide, image, legacy, powercut, product, service, upgrade
+from tests.vm import checkout, goods, image, legacy, powercut, product, rpm, service, steps, upgrade
 from tests.vm.machine import LEGACY, Machine
 from tests.vm.transcript import Transcript
 
-TOGETHER = 2
-"""Machines at a time; each keeps about one core busy."""
+TOGETHER = 3
+"""Machines at a time. Each keeps one core busy, but for the waiting: for a watchdog, for an agent held to its quota."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class Scenario:
         run: Does it.
         arguments: Of the kernel.
         ports: How many of the machine's are reached from outside.
-        installed: The package is in its image already.
+        installed: The package that is in its image already, see `goods.Goods`.
+        configuration: What the agent in the image is told; it runs from the boot on.
         tests: It runs the checkout's tests; only when asked for.
     """
 
@@ -42,7 +43,8 @@ class Scenario:
     run: Callable[[Machine, Transcript, goods.Goods], None]
     arguments: str = ""
     ports: int = 0
-    installed: bool = False
+    installed: str = ""
+    configuration: str = steps.EMULATED
     tests: bool = False
 
 
@@ -51,17 +53,16 @@ def _alone(run: Callable[[Machine, Transcript], None]) -> Callable[[Machine, Tra
 
 
 SCENARIOS = {
-    "service": Scenario("one host with cgroup v2", _alone(service.run)),
-    "powercut": Scenario("ten power cuts", _alone(powercut.run), installed=True),
-    "v1": Scenario("one host with cgroup v1", _alone(legacy.run), LEGACY),
-    "upgrade": Scenario("upgrade, put back, downgrade", upgrade.run),
-    "product": Scenario("the whole product", _alone(product.run), ports=2),
-    "guide": Scenario("docs/install.md, line by line", guide.run),
-    "rpm": Scenario("the RPM, with the rpm tool", _alone(legacy.rpm)),
+    "powercut": Scenario("ten power cuts", _alone(powercut.run), installed="garrison", configuration=powercut.WRITING),
+    "product": Scenario("the whole product, as docs/install.md says", _alone(product.run), ports=2),
+    "upgrade": Scenario("upgrade, put back, downgrade", upgrade.run, installed="older"),
+    "rpm": Scenario("the RPM, with the rpm tool", _alone(rpm.run)),
+    "v1": Scenario("a host with cgroup v1", _alone(legacy.run), LEGACY, installed="garrison", configuration=steps.HOGS),
+    "service": Scenario("a host with cgroup v2", _alone(service.run), installed="garrison", configuration=steps.HOGS),
     "tests": Scenario("tests of the cgroups on v2", _alone(checkout.run), tests=True),
     "tests-v1": Scenario("tests of the cgroups on v1", _alone(checkout.run), LEGACY, tests=True),
 }
-"""The longest first."""
+"""In the order in which they start: the longest first."""
 
 
 def main() -> int:
@@ -73,6 +74,12 @@ def main() -> int:
     )
     default = [name for name, each in SCENARIOS.items() if not each.tests]
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"default: {' '.join(default)}")
+    parser.add_argument(
+        "--packages",
+        type=Path,
+        metavar="FOLDER",
+        help="test the DEB and the RPM of this folder (default: built if need be, compressed quickly)",
+    )
     parser.add_argument("--together", type=int, default=TOGETHER, help="machines at a time (default: %(default)s)")
     arguments = parser.parse_args()
     if unknown := set(arguments.scenarios) - set(SCENARIOS):
@@ -80,13 +87,17 @@ def main() -> int:
     names = [name for name in SCENARIOS if name in (arguments.scenarios or default)]
     began = time.monotonic()
     try:
-        base, disk = image.get(), goods.build()
-        tests = checkout.disk() if any(SCENARIOS[name].tests for name in names) else disk.disk
+        base, wares, tests = _prepare(arguments.packages, tests=any(SCENARIOS[name].tests for name in names))
     except image.MissingError as error:
         sys.stderr.write(f"{error}\n")
         return 69
+    except goods.PackageError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     prepared = time.monotonic() - began
-    one = functools.partial(scenario, base=base, disk=disk, tests=tests)
+    sys.stdout.write(f"{len(names)} machines, {arguments.together} at a time; ready after {prepared:.0f} s\n")
+    sys.stdout.flush()
+    one = functools.partial(scenario, base=base, wares=wares, tests=tests)
     with concurrent.futures.ThreadPoolExecutor(arguments.together) as pool:
         transcripts = list(pool.map(one, names))
     good = all(transcript.good for transcript in transcripts)
@@ -100,33 +111,43 @@ def main() -> int:
     return 0 if good else 1
 
 
-def scenario(name: str, base: image.Image, disk: goods.Goods, tests: Path) -> Transcript:
+def _prepare(folder: Path | None, *, tests: bool) -> tuple[image.Image, goods.Goods, Path]:
+    """Build the packages and make the image at the same time; return the image, the second disk, that of the tests."""
+    image.require()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        packages = pool.submit(goods.packages, folder)
+        base = pool.submit(image.get)
+        wares = goods.build(packages.result(), base.result())
+    return base.result(), wares, checkout.disk() if tests else wares.disk
+
+
+def scenario(name: str, base: image.Image, wares: goods.Goods, tests: Path) -> Transcript:
     """Run one scenario on a machine of its own; what went wrong is in its transcript."""
     chosen, transcript = SCENARIOS[name], Transcript(name)
     folder = image.BUILD / "machines" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     ports = tuple(free_port() for _ in range(chosen.ports))
-    second = tests if chosen.tests else disk.disk
+    second = tests if chosen.tests else wares.disk
     try:
         with transcript.step("power on") as say:
-            if chosen.installed:
-                base = image.with_package(base, disk.deb, folder / "installed")
-                said = (folder / "installed.log").read_text().splitlines()
-                say(f"image made in a chroot: {next(line for line in said if line.startswith('garrison: '))}")
+            base = wares.images[chosen.installed] if chosen.installed else base
             machine = Machine(base, folder, second, arguments=chosen.arguments, ports=ports)
+            if chosen.installed:
+                said = base.disk.with_suffix(".log").read_text().splitlines()
+                say(f"image made in a chroot: {next(line for line in said if line.startswith('garrison: '))}")
+                with image.mounted(machine.disk) as root, (root / steps.CONFIGURATION.lstrip("/")).open("a") as file:
+                    file.write(chosen.configuration)
             machine.start()
             say(chosen.what)
         with machine:
             try:
-                chosen.run(machine, transcript, disk)
+                chosen.run(machine, transcript, wares)
             except Exception:
                 (folder / "failure.txt").write_text(f"{traceback.format_exc()}\n{_state(machine)}", encoding="utf-8")
                 sys.stdout.write(f"{name}: {folder / 'failure.txt'} and console.log beside it say more\n")
     except Exception:
         sys.stdout.write(traceback.format_exc())
-    finally:
-        (folder / "installed").unlink(missing_ok=True)
     return transcript
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tests.vm.machine import Machine, MachineError
@@ -12,7 +13,22 @@ START_SECONDS = 180.0
 """Emulated a start takes some 10 s on an idle machine; here a worker is up in 0.2 s."""
 WORKERS = ("files", "process")
 """The built-in ones, which run where the configuration names none."""
-_ASK = "/opt/garrison/bin/python3 -I -S /media/ask.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the kernel says of a process.
+
+    Attributes:
+        cgroup: Its ``/proc/PID/cgroup``.
+        status: Its ``/proc/PID/status``, by key.
+        limits: Of its own cgroups, as they stand in /sys/fs/cgroup: ``cpu`` in percent of one core, ``memory`` in
+            bytes, ``pids``. Where there is none it is negative.
+    """
+
+    cgroup: str
+    status: dict[str, str]
+    limits: dict[str, int]
 
 
 class Agent:
@@ -31,7 +47,10 @@ class Agent:
         Raises:
             MachineError: It does not answer, or refuses.
         """
-        answer = self.machine.json(f"{_ASK} {op} '{json.dumps(arguments)}'")
+        said = self.machine.talk(json.dumps({"op": op, "args": arguments}))
+        if said.status != 0:
+            raise MachineError(f"{op}: {said.output}")
+        answer = json.loads(said.output)
         if not answer["ok"]:
             raise MachineError(f"{op}: {answer['error']['message']}")
         return answer["result"]
@@ -81,7 +100,7 @@ class Agent:
             return last if last and test(last) else {}
 
         try:
-            return self.machine.until(what, look, seconds)
+            return self.machine.until(what, look, seconds, 1)
         except MachineError as error:
             states = {name: (worker["state"], worker.get("last_error")) for name, worker in last.items()}
             raise MachineError(f"{error}; it is {states}; {self.log()}") from None
@@ -101,39 +120,58 @@ class Agent:
     def processes(self) -> list[str]:
         """Return the names of all processes on the package's interpreter, by the file that they run."""
         return self.machine.run(
-            "for each in /proc/[0-9]*; do"
-            " case $(readlink $each/exe) in /opt/garrison/*) tr '\\0' ' ' < $each/cmdline; echo;; esac; done"
+            "ls -l /proc/[0-9]*/exe 2> /dev/null | sed -n 's,.* /proc/\\([0-9]*\\)/exe -> /opt/garrison/.*,\\1,p' |"
+            " while read pid; do tr '\\0' ' ' < /proc/$pid/cmdline; echo; done"
         ).splitlines()
 
     def cgroups(self) -> list[str]:
         """Return all cgroups with our name in any hierarchy."""
         return self.machine.run("find /sys/fs/cgroup -type d -path '*garrison*'").splitlines()
 
-    def limits(self, pid: int) -> dict[str, int]:
-        """Return the caps that the kernel has for a process: of its own cgroups, as they stand in /sys/fs/cgroup.
+    def facts(self, pids: Iterable[int]) -> list[Facts]:
+        """Return what the kernel says of processes, in the order asked."""
+        ordered = list(pids)
+        told = self.machine.run(
+            "".join(f"cat /proc/{pid}/cgroup; echo =; cat /proc/{pid}/status; echo =;" for pid in ordered)
+        ).split("=\n")
+        nodes = [_nodes(text) for text in told[:-1:2]]
+        limits = self.machine.run(
+            "".join(f"cat {' '.join(files)} | tr '\\n' ' '; echo;" for files in nodes)
+        ).splitlines()
+        return [
+            Facts(cgroup, dict(_pairs(status)), _limits(line))
+            for cgroup, status, line in zip(told[:-1:2], told[1::2], limits, strict=True)
+        ]
 
-        Returns:
-            ``cpu`` in percent of one core, ``memory`` in bytes, ``pids``.
-        """
-        paths = {}
-        for line in self.machine.run(f"cat /proc/{pid}/cgroup").splitlines():
-            _, controllers, path = line.split(":", 2)
-            paths.update(dict.fromkeys(controllers.split(","), path))
-        if "cpu" not in paths:
-            node = f"/sys/fs/cgroup{paths['']}"
-            cpu, memory, pids = self.machine.run(f"cat {node}/cpu.max {node}/memory.max {node}/pids.max").splitlines()
-            quota, period = cpu.split()
-        else:
-            files = (
-                f"/sys/fs/cgroup/cpu{paths['cpu']}/cpu.cfs_quota_us",
-                f"/sys/fs/cgroup/cpu{paths['cpu']}/cpu.cfs_period_us",
-                f"/sys/fs/cgroup/memory{paths['memory']}/memory.limit_in_bytes",
-                f"/sys/fs/cgroup/pids{paths['pids']}/pids.max",
-            )
-            quota, period, memory, pids = self.machine.run(f"cat {' '.join(files)}").splitlines()
-        return {"cpu": int(quota) * 100 // int(period), "memory": int(memory), "pids": int(pids)}
+    def cpu_seconds(self, pid: int) -> tuple[float, float]:
+        """Return the CPU time that a process has used, all threads, and the machine's uptime at that."""
+        uptime, stat = self.machine.run(f"cat /proc/uptime /proc/{pid}/stat").splitlines()
+        fields = stat.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100, float(uptime.split()[0])
 
-    def cpu_seconds(self, pid: int) -> float:
-        """Return the CPU time that a process has used, all threads, from /proc."""
-        fields = self.machine.run(f"cat /proc/{pid}/stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+
+def _nodes(cgroup: str) -> tuple[str, ...]:
+    """Return the files with the caps of the cgroups that a ``/proc/PID/cgroup`` names."""
+    paths = {}
+    for line in cgroup.splitlines():
+        _, controllers, path = line.split(":", 2)
+        paths.update(dict.fromkeys(controllers.split(","), path))
+    if "cpu" not in paths:
+        return tuple(f"/sys/fs/cgroup{paths['']}/{name}" for name in ("cpu.max", "memory.max", "pids.max"))
+    return (
+        f"/sys/fs/cgroup/cpu{paths['cpu']}/cpu.cfs_quota_us",
+        f"/sys/fs/cgroup/cpu{paths['cpu']}/cpu.cfs_period_us",
+        f"/sys/fs/cgroup/memory{paths['memory']}/memory.limit_in_bytes",
+        f"/sys/fs/cgroup/pids{paths['pids']}/pids.max",
+    )
+
+
+def _limits(values: str) -> dict[str, int]:
+    quota, period, memory, pids = (int(value) if value.isdigit() else -1 for value in values.split())
+    return {"cpu": quota * 100 // period, "memory": memory, "pids": pids}
+
+
+def _pairs(status: str) -> Iterator[tuple[str, str]]:
+    for line in status.splitlines():
+        key, _, value = line.partition(":")
+        yield key, value.strip()

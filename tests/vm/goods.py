@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import hashlib
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.etcd import binaries
-from tests.vm.image import BUILD, MissingError
+from tests.vm.image import BUILD, Image, MissingError, with_package
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
@@ -24,25 +27,52 @@ class Goods:
 
     Attributes:
         disk: One ext4 file system; mounted at /media.
-        deb: The package as it was built.
-        version: Its version.
+        version: Of the package as it was built.
+        images: Images with a package installed in a chroot, by the name of the package: ``garrison``, ``older``.
     """
 
     disk: Path
-    deb: Path
     version: str
+    images: Mapping[str, Image]
 
 
-def build() -> Goods:
-    """Make the disk anew from the packages in ``dist/``.
+class PackageError(Exception):
+    """There are no packages to test; the text says why."""
+
+
+def packages(folder: Path | None) -> Path:
+    """Return the folder that has the packages: the given one, or that of a build for this.
+
+    Compressed quickly: that is the only difference from those of ``make packages``, and spares minutes here.
+
+    Raises:
+        PackageError: They could not be built.
+    """
+    if folder is not None:
+        return folder
+    command = [sys.executable, CHECKOUT / "packaging" / "build.py", "--quick", "--reuse"]
+    command += ["--work", BUILD / "packages", "--output", BUILD / "dist"]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(command, check=False).returncode != 0:
+        raise PackageError("the packages could not be built")
+    return BUILD / "dist"
+
+
+def build(source: Path, base: Image) -> Goods:
+    """Make the disk anew, and the images that have a package.
+
+    Args:
+        source: Folder with the packages.
+        base: The image without one.
 
     On it: ``garrison.deb`` and ``garrison.rpm`` as they were built, ``older.deb`` and ``broken.deb`` (repacked),
     ``etcd``, ``etcdctl``, ``broker``, ``modules/`` (workers that misbehave) and the programs and units of ``guest/``.
 
     Raises:
         MissingError: Something is not here.
+        PackageError: The folder has no package.
     """
-    deb, rpm = _newest("garrison_*.deb"), _newest("garrison-*.rpm")
+    deb, rpm = _newest(source, "garrison_*.deb"), _newest(source, "garrison-*.rpm")
     version = subprocess.run(
         ["dpkg-deb", "--field", deb, "Version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout.strip()
@@ -65,8 +95,19 @@ def build() -> Goods:
             *((path, path.name) for path in (HERE / "guest").iterdir()),
         ):
             shutil.copy(source, folder / name)
-        _repack(deb, folder / "older.deb", version, OLDER, lambda root: None)
-        _repack(deb, folder / "broken.deb", version, BROKEN, _break)
+        root = Path(made) / "root"
+        subprocess.run(["dpkg-deb", "-R", deb, root], check=True, timeout=300)
+        _rename(root, version, OLDER)
+        _pack(root, folder / "older.deb")
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            images = {
+                name: pool.submit(with_package, base, folder / f"{name}.deb", BUILD / f"{name}.ext4")
+                for name in ("garrison", "older")
+            }
+            _rename(root, OLDER, BROKEN)
+            _break(root)
+            _pack(root, folder / "broken.deb")
+            ready = {name: image.result() for name, image in images.items()}
         target = BUILD / "goods.ext4"
         partial = Path(made) / "goods"
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -78,33 +119,38 @@ def build() -> Goods:
             stdout=subprocess.DEVNULL,
         )
         partial.replace(target)  # a machine that still runs keeps the one that it has
-    return Goods(target, deb, version)
+    return Goods(target, version, ready)
 
 
-def _newest(pattern: str) -> Path:
-    found = sorted((CHECKOUT / "dist").glob(pattern), key=lambda path: path.stat().st_mtime)
+def _newest(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise MissingError(f"dist/ has no {pattern}: make packages")
+        raise PackageError(f"{folder} has no {pattern}: make packages")
     return found[-1]
 
 
-def _repack(deb: Path, target: Path, version: str, other: str, change: Callable[[Path], None]) -> None:
-    """Make the same package with another version, in the program and in the maintainer scripts, and a change."""
-    with tempfile.TemporaryDirectory(dir=BUILD) as made:
-        root = Path(made) / "root"
-        subprocess.run(["dpkg-deb", "-R", deb, root], check=True, timeout=300)
-        control = root / "DEBIAN"
-        for path in (control / "control", *(control / name for name in ("preinst", "postinst", "prerm", "postrm"))):
-            if path.exists():
-                text = path.read_text()
-                text = text.replace(f"Version: {version}\n", f"Version: {other}\n")
-                path.write_text(text.replace(f"version {version} ", f"version {other} "))
-        (module,) = root.glob("opt/garrison/lib/python3.*/*-packages/garrison/supervisor/version.py")
-        edit(module, f'"{version}"', f'"{other}"')
-        change(root)
-        # Quick to unpack where everything is emulated; the package as it was built is installed too.
-        command = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", str(root), str(target)]
-        subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL)
+def _rename(root: Path, version: str, other: str) -> None:
+    """Give an unpacked package another version, in the program and in the maintainer scripts."""
+    control = root / "DEBIAN"
+    for path in (control / "control", *(control / name for name in ("preinst", "postinst", "prerm", "postrm"))):
+        if path.exists():
+            text = path.read_text()
+            text = text.replace(f"Version: {version}\n", f"Version: {other}\n")
+            path.write_text(text.replace(f"version {version} ", f"version {other} "))
+    (module,) = root.glob("opt/garrison/lib/python3.*/*-packages/garrison/supervisor/version.py")
+    edit(module, f'"{version}"', f'"{other}"')
+
+
+def _pack(root: Path, target: Path) -> None:
+    # By its list an upgrade finds what a version that was put back has left.
+    prefix = root / "opt/garrison"
+    listed = prefix / "MANIFEST"
+    listed.unlink()
+    files = sorted(path for path in prefix.rglob("*") if path.is_file())
+    sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  ./{path.relative_to(prefix)}\n" for path in files)
+    listed.write_text("".join(sums), encoding="utf-8")
+    command = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", str(root), str(target)]
+    subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL)
 
 
 def _break(root: Path) -> None:

@@ -7,32 +7,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm import steps
-from tests.vm.agent import Agent
-from tests.vm.goods import OLDER, Goods
 from tests.vm.machine import Machine
 from tests.vm.transcript import Transcript
 
+FOLDER = "/root/guide"
 GUIDE = Path(__file__).parents[2] / "docs" / "install.md"
 NAMES = {
     "./garrison_NEW.deb": "./garrison_new.deb",
     "dpkg -i garrison_OLD.deb": "dpkg -i garrison_older.deb",
-    # It goes on until Ctrl-C.
-    "garrison events -f": "timeout --preserve-status -s INT 30 garrison events -f; [ $? = 130 ]",
+    # It goes on until Ctrl-C, which is pressed when there is something to see.
+    "garrison events -f": "set -m; garrison events -f > events & pid=$!\nuntil [ -s events ]; do sleep 0.5; done\n"
+    "kill -INT $pid; wait $pid; [ $? = 130 ] && tail -n 1 events",
     # apt asks before it takes something away.
     "apt remove": "apt -y remove",
     "apt purge": "apt -y purge",
     "apt install": "apt -y install",
 }
-SECTIONS = (
-    "What a host needs",
-    "Debian and Ubuntu",
-    "The first event",
-    "Upgrading and going back",
-    "When it does not start",
-    "Removing",
-)
-"""Those that `run` follows."""
+SECTIONS = {
+    "What a host needs": "product",
+    "Debian and Ubuntu": "product",
+    "The first event": "product",
+    "Joining a fleet": "product",
+    "Upgrading and going back": "upgrade",
+    "When it does not start": "upgrade",
+    "Removing": "upgrade",
+}
+"""The scenarios that follow them; what of "Removing" is for RPM is in `rpm`."""
 ELSEWHERE = ("dnf ", "zypper ")
 """Commands of systems that the machine is not; the scenario `rpm` uses the package that they are about."""
 
@@ -69,10 +69,28 @@ def commands(guide: str) -> Iterator[Command]:
             yield Command(section, text)
 
 
+def chosen(section: str) -> list[str]:
+    """Return the commands of a section."""
+    found = [each.text for each in commands(GUIDE.read_text(encoding="utf-8")) if each.section == section]
+    assert found, f"{GUIDE.name} has no commands in {section!r}"
+    return found
+
+
+def prepare(machine: Machine, **packages: str) -> None:
+    """Make the folder that has what the guide's reader has: packages, by their names there without the suffix."""
+    links = "".join(f"ln -s /media/{target}.deb {name}.deb; " for name, target in packages.items())
+    machine.run(f"mkdir -p {FOLDER} && cd {FOLDER} && {links} sha256sum *.deb > SHA256SUMS")
+
+
 def follow(
-    machine: Machine, transcript: Transcript, section: str, names: Mapping[str, str], *, without: tuple[str, ...] = ()
+    machine: Machine,
+    transcript: Transcript,
+    section: str,
+    names: Mapping[str, str] | None = None,
+    *,
+    without: tuple[str, ...] = (),
 ) -> None:
-    """Run the commands of a section in a folder that has the packages; each has to end well.
+    """Run the commands of a section in the guide's folder; each has to end well.
 
     Args:
         machine: Where.
@@ -81,40 +99,17 @@ def follow(
         names: What to replace in it, by what.
         without: Beginnings of commands that are not for this place.
     """
-    chosen = [each.text for each in commands(GUIDE.read_text(encoding="utf-8")) if each.section == section]
-    assert chosen, f"{GUIDE.name} has no commands in {section!r}"
-    for text in chosen:
+    for text in chosen(section):
         if text.startswith((*ELSEWHERE, *without)):
             continue
         with transcript.step(f"{section}: `{text.splitlines()[0]}`") as say:
-            for old, new in (*NAMES.items(), *names.items()):
-                text = text.replace(old, new)
-            output = machine.run(f"cd /root/guide && {text}", 400)
+            output = machine.run(f"cd {FOLDER}\n{named(text, names)}", 400)
             lines = [line for line in output.splitlines() if line.strip()]
             say(f"… {lines[-1].strip()[:100]}" if lines else "done")
 
 
-def run(machine: Machine, transcript: Transcript, goods: Goods) -> None:
-    """Go through the guide on a machine that has been started; joining a fleet is part of the scenario `product`."""
-    agent = Agent(machine)
-    steps.booted(machine, transcript)
-    machine.run(
-        "mkdir /root/guide && cd /root/guide && ln -s /media/garrison.deb garrison_here.deb\n"
-        "sha256sum garrison_here.deb > SHA256SUMS\n"
-    )
-    follow(machine, transcript, "What a host needs", {})
-    follow(machine, transcript, "Debian and Ubuntu", {})
-    steps.bear_with(agent)
-    agent.wait_running()
-    follow(machine, transcript, "The first event", {})
-    machine.run("garrison start --no-wait files")
-    machine.run("ln -s /media/garrison.deb /root/guide/garrison_new.deb")
-    machine.run("ln -s /media/older.deb /root/guide/garrison_older.deb")
-    with transcript.step("Upgrading and going back: `dpkg -i garrison_OLD.deb`") as say:
-        machine.run("cd /root/guide && dpkg -i garrison_older.deb", 400)
-        say(f"{OLDER} runs")
-    follow(machine, transcript, "Upgrading and going back", {})
-    agent.wait_running()
-    assert agent.version() == goods.version
-    follow(machine, transcript, "When it does not start", {})
-    follow(machine, transcript, "Removing", {}, without=("rm ",))
+def named(text: str, names: Mapping[str, str] | None = None) -> str:
+    """Return a command of the guide with the names of this place."""
+    for old, new in (*NAMES.items(), *(names or {}).items()):
+        text = text.replace(old, new)
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +22,23 @@ BUILD = HERE.parents[1] / "build" / "vm"
 SUITE = "bookworm"
 PACKAGES = ("systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps", "rpm")
 """What a server has beside Debian's minimum, and the rpm tool. No Python: the package has its own."""
-INSIDE = ("control", "vm-control.service", "vm.network")
+INSIDE = ("control", "vm-control.service")
 """What of ``guest/`` is in the image; the rest is on the machines' second disk."""
+MASKED = (
+    *("getty@tty1.service", "serial-getty@ttyS0.service", "serial-getty@ttyS1.service"),
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
+    *("e2scrub_all.timer", "e2scrub_reap.service", "systemd-timesyncd.service"),
+    # The initramfs has loaded the drivers, mounted the disks and set the address. What is below would come to the
+    # same, in half of a boot's time, or is for sessions that nobody has here.
+    *("systemd-udevd.service", "systemd-udevd-kernel.socket", "systemd-udevd-control.socket"),
+    *("systemd-udev-trigger.service", "systemd-modules-load.service", "modprobe@.service", "kmod-static-nodes.service"),
+    *("systemd-networkd.service", "systemd-networkd.socket", "systemd-network-generator.service"),
+    *("dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-debug.mount", "sys-kernel-tracing.mount"),
+    *("sys-fs-fuse-connections.mount", "sys-kernel-config.mount", "proc-sys-fs-binfmt_misc.automount"),
+    *("systemd-logind.service", "systemd-user-sessions.service", "systemd-random-seed.service"),
+    *("systemd-update-utmp.service", "systemd-update-utmp-runlevel.service"),
+)
+"""Units that no machine starts: what would disturb, and what takes seconds and has nothing to do with the agent."""
 DISK_BYTES = 1 << 31
 NEEDED = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -96,22 +113,45 @@ def get() -> Image:
 def with_package(image: Image, deb: Path, target: Path) -> Image:
     """Return the same image with a package installed as an image build does it: in a chroot, without systemd.
 
+    Args:
+        image: Stays as it is.
+        deb: The package.
+        target: The new disk; what dpkg said is beside it, in ``.log``.
+
     Raises:
         MissingError: It could not be installed.
     """
-    subprocess.run(["cp", "--sparse=always", image.disk, target], check=True, timeout=300)
+    copy(image.disk, target)
+    with mounted(target) as root:
+        inside = root / "root" / "garrison.deb"
+        shutil.copy(deb, inside)
+        _run(
+            "chroot", str(root), "dpkg", "--force-unsafe-io", "-i", "/root/garrison.deb", log=target.with_suffix(".log")
+        )
+        inside.unlink()
+    return replace(image, disk=target)
+
+
+def copy(disk: Path, target: Path) -> None:
+    """Copy a disk, without its holes."""
+    subprocess.run(["cp", "--reflink=auto", disk, target], check=True, timeout=300)
+
+
+@contextlib.contextmanager
+def mounted(disk: Path) -> Iterator[Path]:
+    """Mount a disk that no machine uses, for as long as the block runs; gives the folder.
+
+    Raises:
+        MissingError: It cannot be mounted.
+    """
     with tempfile.TemporaryDirectory(dir=BUILD) as made:
         root = Path(made) / "root"
         root.mkdir()
-        _run("mount", "-o", "loop", str(target), str(root))
+        _run("mount", "-o", "loop", str(disk), str(root))
         try:
-            inside = root / "root" / "garrison.deb"
-            shutil.copy(deb, inside)
-            _run("chroot", str(root), "dpkg", "-i", "/root/garrison.deb", log=target.with_suffix(".log"))
-            inside.unlink()
+            yield root
         finally:
             _run("umount", str(root))
-    return replace(image, disk=target)
 
 
 def _make(folder: Path) -> None:
@@ -144,22 +184,18 @@ def _configure(root: Path) -> None:
     for name, content in {
         "etc/hostname": "vm\n",
         "etc/hosts": "127.0.0.1 localhost vm\n",
-        "etc/fstab": "/dev/vda / ext4 defaults 0 1\n/dev/vdb /media ext4 ro,nofail 0 0\n",
-        "etc/machine-id": "",  # made at the first boot
+        "etc/fstab": "",
+        # Not a first boot, which would go through all units' presets.
+        "etc/machine-id": f"{hashlib.sha256(b'garrison').hexdigest()[:32]}\n",
     }.items():
         (root / name).write_text(content)
     shutil.copy(HERE / "guest/control", root / "usr/local/sbin/vm-control")
     (root / "usr/local/sbin/vm-control").chmod(0o755)
     shutil.copy(HERE / "guest/vm-control.service", root / "etc/systemd/system/vm-control.service")
-    shutil.copy(HERE / "guest/vm.network", root / "etc/systemd/network/vm.network")
-    for action, *units in (
-        ("enable", "vm-control.service", "systemd-networkd.service"),
-        ("mask", "systemd-networkd-wait-online.service"),
-        ("mask", "getty@tty1.service", "serial-getty@ttyS0.service", "serial-getty@ttyS1.service"),
-        ("mask", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
-        ("mask", "e2scrub_all.timer", "e2scrub_reap.service", "systemd-timesyncd.service"),
-    ):
-        _run("systemctl", f"--root={root}", "--quiet", action, *units)
+    systemctl = ("systemctl", f"--root={root}", "--quiet")
+    _run(*systemctl, "enable", "vm-control.service")
+    _run(*systemctl, "set-default", "multi-user.target")
+    _run(*systemctl, "mask", *MASKED)
     for folder in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
         for each in (root / folder).iterdir():
             shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()

@@ -21,6 +21,11 @@ MODULES = (
     "mbcache",
     "jbd2",
     "ext4",
+    "rng-core",
+    "virtio-rng",
+    "failover",
+    "net_failover",
+    "virtio_net",
 )
 """In the order in which they are loaded; those that a kernel has built in are skipped."""
 
@@ -31,6 +36,10 @@ for module in {modules}; do /bin/busybox insmod /modules/$module || echo "no $mo
 n=0
 until [ -b /dev/vda ] || [ $n -ge 100 ]; do n=$((n + 1)); /bin/busybox sleep 0.1; done
 /bin/busybox mount -t ext4 /dev/vda /root || exec /bin/busybox sh
+/bin/busybox mount -t ext4 -o ro /dev/vdb /root/media
+# Nothing leads out of this network; it is for the ports that are forwarded from outside.
+/bin/busybox ip address add 10.0.2.15/24 dev eth0
+/bin/busybox ip link set eth0 up
 /bin/busybox umount /proc
 /bin/busybox mount -n -o move /dev /root/dev
 exec /bin/busybox switch_root /root /sbin/init

@@ -15,7 +15,7 @@ CUTS = 10
 SEED = 7
 """The moments are random and the same each time; what runs at them differs."""
 
-_CONFIGURATION = f"""\
+WRITING = f"""\
 {steps.EMULATED}
 # Nobody listens there: all events go to the spool, each before its worker hears that it is safe.
 [sink]
@@ -38,36 +38,29 @@ done &
 """Events, and keys that change, so that state, cache, history and spool are written all the time."""
 
 _CHECK = """\
-import json, pathlib, sqlite3
-folder = pathlib.Path("/var/lib/garrison")
-for path in folder.glob("*.json"):
-    json.loads(path.read_bytes())
+import json, os, sqlite3
+folder = "/var/lib/garrison"
+for name in os.listdir(folder):
+    if name.endswith(".json"):
+        with open(f"{folder}/{name}", "rb") as file:
+            json.load(file)
 spool = sqlite3.connect("/var/tmp/copy/spool.sqlite")
 assert spool.execute("pragma integrity_check").fetchall() == [("ok",)]
-aside = sorted(path.name for path in folder.glob("*.corrupt-*"))
+aside = sorted(name for name in os.listdir(folder) if ".corrupt-" in name)
 tables = [name for (name,) in spool.execute("select name from sqlite_master where type = 'table'")]
 print(sum(spool.execute(f'select count(*) from "{name}"').fetchone()[0] for name in tables), *aside)
 """
 
 
 def run(machine: Machine, transcript: Transcript) -> None:
-    """Go through the scenario on a machine that has been started."""
+    """Go through the scenario on a machine that has been started, with `WRITING`."""
     agent = Agent(machine)
     moments = random.Random(SEED)
     steps.booted(machine, transcript)
-    with transcript.step("the agent comes up at the image's first boot") as say:
+    with transcript.step("the agent comes up at the image's first boot, and writes all the time") as say:
         agent.wait_running()
-        machine.run("garrison status")
-        say("2 of 2 workers run")
-    with transcript.step("an agent that writes all the time") as say:
-        machine.run(
-            "mkdir -p /etc/garrison/store/hids/server/config/@all/worker\n"
-            f"cat > {steps.CONFIGURATION} <<'END'\n{_CONFIGURATION}END\n"
-            "garrisond --check && systemctl restart garrison"
-        )
-        agent.wait_running()
-        machine.run("sync")
-        say("every event and every change goes to the disk")
+        machine.run("mkdir -p /etc/garrison/store/hids/server/config/@all/worker; sync")
+        say("2 of 2 workers run; every event and every change goes to the disk")
     wanted = "start"
     for number in range(1, CUTS + 1):
         machine.run(f"setsid bash -c '{_LOAD}' > /dev/null 2>&1 &")
@@ -86,18 +79,19 @@ def run(machine: Machine, transcript: Transcript) -> None:
                 lambda found, last=acknowledged: all(found[name]["state"] in _settled(name, last) for name in WORKERS),
             )
             now = after["process"]["state"]
-            assert agent.show("NRestarts") == ["0"], "it did not start at once"
             status = agent.status()
             assert status is not None
+            restarts, pid = agent.show("NRestarts", "MainPID")
+            assert restarts == "0", "it did not start at once"
             # A moment in which nobody writes, for a copy that belongs together.
-            machine.run(
-                "pid=$(systemctl show -P MainPID garrison); rm -rf /var/tmp/copy; mkdir /var/tmp/copy\n"
-                "kill -STOP $pid\n"
-                "cp /var/lib/garrison/spool.sqlite* /var/tmp/copy; kill -CONT $pid"
-            )
-            rows = machine.run(f"/opt/garrison/bin/python3 -I - <<'END'\n{_CHECK}END")
+            rows, *said = machine.run(
+                f"set -e; rm -rf /var/tmp/copy; mkdir /var/tmp/copy; kill -STOP {pid}\n"
+                f"cp /var/lib/garrison/spool.sqlite* /var/tmp/copy; kill -CONT {pid}\n"
+                f"/opt/garrison/bin/python3 -I -S - <<'END'\n{_CHECK}END\n"
+                "journalctl -b -u garrison -o cat"
+            ).splitlines()
             assert len(rows.split()) == 1, f"set aside: {rows}"
-            said = [*status["agent"]["problems"], *machine.run("journalctl -b -u garrison -o cat").splitlines()]
+            said += status["agent"]["problems"]
             troubles = [text for text in said if re.search(r"cannot be read|set aside|corrupt|begun anew", text)]
             assert not troubles, troubles
             say(f"`{acknowledged}` was answered and holds: process {now}; spool sound, {rows.strip()} rows")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Collection
+from typing import Any
 
-from tests.vm.agent import WORKERS, Agent
+from tests.vm.agent import WORKERS, Agent, Facts
 from tests.vm.machine import Machine
 from tests.vm.transcript import Transcript
 
@@ -23,10 +24,9 @@ right to stop the workers there. The kernel's caps stay those of the package.
 def booted(machine: Machine, transcript: Transcript) -> None:
     """Wait until systemd is done; say which cgroups the host has."""
     with transcript.step("boot") as say:
-        state = machine.try_run("systemctl is-system-running --wait").output.strip()
+        told = machine.try_run("systemctl is-system-running --wait; stat -fc %T /sys/fs/cgroup; uname -r")
+        state, kind, kernel = told.output.split()
         assert state == "running", f"systemd is {state}: {machine.run('systemctl --failed --no-pager')}"
-        kind = machine.run("stat -fc %T /sys/fs/cgroup").strip()
-        kernel = machine.run("uname -r").strip()
         version = "v2" if kind == "cgroup2fs" else "v1"
         say(f"Linux {kernel}, systemd, cgroup {version}; it ran commands {machine.boot_seconds:.1f} s after power-on")
 
@@ -35,29 +35,35 @@ def install(agent: Agent, transcript: Transcript, command: str, what: str) -> No
     """Install a package and wait until all workers run."""
     with transcript.step(what) as say:
         agent.machine.run(command, 300)
-        bear_with(agent)
-        agent.wait_running()
-        say(f"{len(WORKERS)} of {len(WORKERS)} workers run")
+        say(bear_with(agent))
+
+
+def bear_with(agent: Agent) -> str:
+    """Have the agent know that it is emulated, without a restart, and wait until all workers run; return a result."""
+    agent.machine.run(f"echo '{EMULATED}' >> {CONFIGURATION} && systemctl reload garrison")
+    agent.wait_running()
+    return f"{len(WORKERS)} of {len(WORKERS)} workers run"
+
+
+def healthy(agent: Agent, transcript: Transcript) -> None:
+    """Ask the two commands that end with 0 only where nothing needs attention."""
     with transcript.step("status healthy") as say:
-        output = agent.machine.run("garrison status")  # ends with 3 where something needs attention
-        say(output.splitlines()[1].strip())
+        say(agent.machine.run("garrison status").splitlines()[1].strip())
     with transcript.step("`garrison doctor`") as say:
         say(agent.machine.run("garrison doctor").strip().splitlines()[-1])
 
 
-def bear_with(agent: Agent) -> None:
-    """Have the agent know that it is emulated; without a restart."""
-    agent.machine.run(f"echo '{EMULATED}' >> {CONFIGURATION} && garrisond --check && systemctl reload garrison")
-
-
-def start_time(agent: Agent, transcript: Transcript) -> None:
-    """Measure a start as systemd sees it, and with all workers running."""
+def configured(agent: Agent, transcript: Transcript) -> None:
+    """Give the agent the plain configuration, and measure the start with it: as systemd sees it, and until all run."""
     with transcript.step("systemctl start until all workers run") as say:
-        agent.machine.run("systemctl stop garrison && systemctl reset-failed garrison && systemctl start garrison")
+        agent.machine.run(
+            f"systemctl stop garrison; echo '{EMULATED}' > {CONFIGURATION}\n"
+            "systemctl reset-failed garrison && systemctl start garrison"
+        )
         began, active = map(int, agent.show("InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic"))
         agent.wait_running()
         ran = agent.machine.run(
-            "journalctl -u garrison -o short-monotonic --no-pager | grep -e '-> running' | tail -n 1"
+            "journalctl -b -u garrison -o short-monotonic --no-pager | grep -e '-> running' | tail -n 1"
         )
         last = float(ran.partition("]")[0].strip("[ "))
         say(f"READY=1 after {(active - began) / 1e6:.1f} s, the last worker after {last - began / 1e6:.1f} s")
@@ -67,36 +73,46 @@ def contained(agent: Agent, transcript: Transcript, names: Collection[str] = WOR
     """See each worker in a cgroup of its own, with the caps that the status promises, as an underprivileged process."""
     with transcript.step("each worker in its cgroup, with its caps") as say:
         seen = set()
-        for name, worker in sorted(agent.wait_running(names).items()):
-            kernel, promised = agent.limits(worker["pid"]), worker["limits"]
+        workers, facts = _at_one_time(agent, names)
+        for (name, worker), kernel in zip(workers.items(), facts, strict=False):
+            promised = worker["limits"]
             wanted = {
                 "cpu": round(promised["cpu_quota_percent"]),
                 "memory": promised["memory_max"],
                 "pids": promised["pids_max"],
             }
-            assert kernel == wanted, f"{name}: the kernel has {kernel}, the status says {wanted}"
-            own = agent.machine.run(f"cat /proc/{worker['pid']}/cgroup")
-            assert f"/workers/{name}" in own, f"{name} is in {own}"
-            assert own not in seen, f"{name} shares its cgroup: {own}"
-            seen.add(own)
-            say(f"{name} {kernel['cpu']} % CPU, {kernel['memory'] >> 20} MiB, {kernel['pids']} tasks")
+            assert kernel.limits == wanted, f"{name}: the kernel has {kernel.limits}, the status says {wanted}"
+            assert f"/workers/{name}" in kernel.cgroup, f"{name} is in {kernel.cgroup}"
+            assert kernel.cgroup not in seen, f"{name} shares its cgroup: {kernel.cgroup}"
+            seen.add(kernel.cgroup)
+            cpu, memory, pids = kernel.limits.values()
+            say(f"{name} {cpu} % CPU, {memory >> 20} MiB, {pids} tasks")
     with transcript.step("what each process may") as say:
-        for name, worker in sorted(agent.wait_running(names).items()):
-            facts = _facts(agent, worker["pid"])
-            assert facts["NoNewPrivs"] == "1", f"{name} could gain privileges"
-            assert facts["Seccomp"] == "2", f"{name} has no seccomp filter"
-            user = agent.machine.run("id -u garrison-worker").strip()
-            assert set(facts["Uid"].split()) == {user}, f"{name} runs as {facts['Uid']}"
-            held = int(facts["CapEff"], 16)
+        user = agent.machine.run("id -u garrison-worker").strip()
+        for name, kernel in zip(workers, facts, strict=False):
+            assert kernel.status["NoNewPrivs"] == "1", f"{name} could gain privileges"
+            assert kernel.status["Seccomp"] == "2", f"{name} has no seccomp filter"
+            assert set(kernel.status["Uid"].split()) == {user}, f"{name} runs as {kernel.status['Uid']}"
+            held = int(kernel.status["CapEff"], 16)
             assert held == CAPABILITIES[name], f"{name} holds {held:x}"
-            assert not int(facts["CapBnd"], 16) & ~held, f"{name} could get {facts['CapBnd']}"
-            say(_privileges(name, facts))
-        say(_privileges("master", _facts(agent, int(agent.show("MainPID")[0]))))
+            assert not int(kernel.status["CapBnd"], 16) & ~held, f"{name} could get {kernel.status['CapBnd']}"
+            say(_privileges(name, kernel.status))
+        say(_privileges("master", facts[-1].status))
 
 
-def _facts(agent: Agent, pid: int) -> dict[str, str]:
-    lines = agent.machine.run(f"cat /proc/{pid}/status").splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+def _at_one_time(agent: Agent, names: Collection[str]) -> tuple[dict[str, dict[str, Any]], list[Facts]]:
+    """Return the workers and what the kernel says of them and of the master, with the same caps before and after.
+
+    The CPU quotas move where all workers together would pass their common one, which emulated ones do at their start.
+    """
+
+    def look() -> tuple[dict[str, dict[str, Any]], list[Facts]] | None:
+        before = agent.wait_running(names)
+        facts = agent.facts([*(worker["pid"] for worker in before.values()), int(agent.show("MainPID")[0])])
+        after = agent.workers()
+        return (before, facts) if all(after[name]["limits"] == before[name]["limits"] for name in before) else None
+
+    return agent.machine.until("the caps stay as they are while they are read", look)
 
 
 def _privileges(name: str, facts: dict[str, str]) -> str:
@@ -104,9 +120,7 @@ def _privileges(name: str, facts: dict[str, str]) -> str:
     return f"{name} uid {facts['Uid'].split()[0]}, CapEff {facts['CapEff'].lstrip('0') or '0'}, {seccomp}"
 
 
-def hogs_held(agent: Agent, transcript: Transcript) -> None:
-    """Run a worker that spins and one that leaks beside the healthy ones, and look at what the kernel lets them do."""
-    machine = agent.machine
+def _hogs() -> str:
     # More for all of them together, so that it is the spinning one's own quota which holds it.
     config = f"[agent.budget]\ncpu_quota_percent = 40\n{_NO_PRESSURE}"
     for name in WORKERS:
@@ -116,9 +130,17 @@ def hogs_held(agent: Agent, transcript: Transcript) -> None:
         ("leaking", "memory_hog.py:MemoryHog", 'memory_high = "48 MiB"\nmemory_max = "48 MiB"'),
     ):
         config += f'[workers.{name}]\nmodules = ["/media/modules/{module}"]\n[workers.{name}.budget]\n{budget}\n'
+    return config
+
+
+HOGS = _hogs()
+"""A configuration with a worker that spins and one that leaks beside the healthy ones."""
+
+
+def hogs_held(agent: Agent, transcript: Transcript) -> None:
+    """Look at what the kernel lets the workers of `HOGS` do; the agent runs with it since the boot."""
+    machine = agent.machine
     with transcript.step("a worker that leaks is killed at its cap, and waits") as say:
-        machine.run(f"cp {CONFIGURATION} /root/kept.toml")
-        machine.run(f"cat > {CONFIGURATION} <<'END'\n{config}END\ngarrisond --check && systemctl restart garrison")
         before = agent.wait_running(("process", "files", "spinning"))
         after = agent.wait(
             "the leaking worker is tripped", lambda all_of: all_of["leaking"]["breaker"]["cause"] == "oom"
@@ -128,19 +150,15 @@ def hogs_held(agent: Agent, transcript: Transcript) -> None:
         say(f"breaker {leaking['breaker']['state']}, cause oom, kernel: {_oom_line(machine)}")
     with transcript.step("a worker that spins is held to its quota") as say:
         pid = agent.wait_running(("spinning",))["spinning"]["pid"]
-        used, at = agent.cpu_seconds(pid), _uptime(machine)
+        used, at = agent.cpu_seconds(pid)
         time.sleep(10)
-        used, at = agent.cpu_seconds(pid) - used, _uptime(machine) - at
+        used, at = (later - earlier for later, earlier in zip(agent.cpu_seconds(pid), (used, at), strict=True))
         percent = 100 * used / at
         # One period of 100 ms more than the quota may fall into the window, and /proc counts in hundredths.
         assert percent <= 10 + 100 * 0.02 / at + 1, f"{percent:.1f} % of a core over {at:.1f} s"
         assert percent > 3, f"it does not spin: {percent:.1f} %"
         _same(before, agent.workers())
         say(f"{percent:.1f} % of one core over {at:.1f} s; the others never stopped")
-    with transcript.step("back to the configuration of before") as say:
-        machine.run(f"cp /root/kept.toml {CONFIGURATION} && systemctl restart garrison")
-        agent.wait_running()
-        say("2 of 2 workers run")
 
 
 def _same(before: dict[str, dict[str, object]], after: dict[str, dict[str, object]]) -> None:
@@ -154,19 +172,18 @@ def _oom_line(machine: Machine) -> str:
     return lines.partition("] ")[2][:90]
 
 
-def _uptime(machine: Machine) -> float:
-    return float(machine.run("cat /proc/uptime").split()[0])
+HANGS, KILLED = ("a master that hangs (SIGSTOP)", "STOP"), ("a master that is killed (SIGKILL)", "KILL")
 
 
-def watchdog(agent: Agent, transcript: Transcript) -> None:
-    """Have the master hang, then kill it: each time systemd starts another one, and nothing of the old one is left."""
-    for how, signal in (("a master that hangs (SIGSTOP)", "STOP"), ("a master that is killed (SIGKILL)", "KILL")):
+def watchdog(agent: Agent, transcript: Transcript, *ways: tuple[str, str]) -> None:
+    """Have the master hang, or kill it: each time systemd starts another one, and nothing of the old one is left."""
+    for how, signal in ways:
         with transcript.step(f"{how} is replaced") as say:
             before = agent.wait_running()
             (old,) = agent.show("MainPID")
             began = time.monotonic()
             agent.machine.run(f"kill -{signal} {old}")
-            agent.machine.until("systemd has started another one", functools.partial(_replaced, agent, old), 180)
+            agent.machine.until("systemd has started another one", functools.partial(_replaced, agent, old), 180, 2)
             agent.wait_running()
             seconds = time.monotonic() - began
             gone = [str(worker["pid"]) for worker in before.values()] + [old]
@@ -189,23 +206,36 @@ def alone(agent: Agent) -> None:
     assert len(processes) == 2 + len(WORKERS), processes
 
 
-def removed(agent: Agent, transcript: Transcript, remove: str, purge: str) -> None:
-    """Remove the package, then purge it, and look for what is left."""
-    machine = agent.machine
-    with transcript.step("remove") as say:
-        machine.run(remove, 300)
+def still_killed(agent: Agent) -> None:
+    """See that after a boot the master runs with the killswitch engaged, and has started nothing."""
+    agent.wait("all are killed", lambda found: all(each["state"] == "killed" for each in found.values()))
+    started = agent.machine.run("journalctl -b -u garrison --no-pager -o cat")
+    assert "-> starting" not in started, started
+    assert len(agent.processes()) == 1, agent.processes()
+    assert agent.machine.try_run("garrison status").status == 3
+
+
+def removed(agent: Agent, transcript: Transcript, command: str, what: str = "remove") -> None:
+    """Remove the package, and look for what is left."""
+    with transcript.step(what) as say:
+        agent.machine.run(command, 300)
         nothing_runs(agent)
-        kept = machine.run("ls -d /etc/garrison/garrison.toml* /var/lib/garrison /var/log/garrison")
+        kept = agent.machine.run("ls -d /etc/garrison/garrison.toml* /var/lib/garrison /var/log/garrison")
         assert "garrison.toml" in kept, kept
         say("no process, no cgroup, no socket; configuration and data are kept")
-    with transcript.step("purge") as say:
-        machine.run(purge, 300)
-        left = machine.run(
+
+
+def purged(agent: Agent, transcript: Transcript, command: str, what: str = "purge") -> None:
+    """Purge the package, and look for what is left."""
+    with transcript.step(what) as say:
+        agent.machine.run(command, 300)
+        left = agent.machine.run(
             "find / -xdev -iname '*garrison*' -not -path '/root/*' -not -path '/var/lib/dpkg/*'"
             " -not -path '/var/lib/rpm/*' -not -path '/var/lib/systemd/*' -not -path '/usr/lib/sysimage/*'"
         )
         assert not left, left
-        say("no file is left")
+        assert agent.machine.try_run("grep garrison /etc/passwd").status == 1, "the user is left"
+        say("no file and no user is left")
 
 
 def nothing_runs(agent: Agent) -> None:

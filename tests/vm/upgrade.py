@@ -1,39 +1,54 @@
-"""From one version to the next and back, a version that does not work, and removal."""
+"""From one version to the next and back, a version that does not work, and removal, as the guide says it."""
 
 from __future__ import annotations
 
-from tests.vm import steps
+from tests.vm import guide, steps
 from tests.vm.agent import Agent
 from tests.vm.goods import BROKEN, OLDER, Goods
 from tests.vm.machine import Machine
 from tests.vm.transcript import Transcript
 
+PATIENCE = "GARRISON_TAKEOVER_SECONDS=120"
+"""How long an upgrade waits for the new version, where everything is emulated."""
+_SECTION = "Upgrading and going back"
+
 
 def run(machine: Machine, transcript: Transcript, goods: Goods) -> None:
-    """Go through the scenario on a machine that has been started."""
+    """Go through the scenario on a machine that has been started; the version before is in its image."""
     agent = Agent(machine)
     steps.booted(machine, transcript)
-    steps.install(agent, transcript, "dpkg -i /media/older.deb", f"install the version before ({OLDER})")
-    with transcript.step("edit the configuration") as say:
+    guide.prepare(machine, garrison_new="garrison", garrison_older="older")
+    with transcript.step(f"the version before ({OLDER})") as say:
+        agent.wait_running()
+        assert agent.version() == OLDER, agent.version()
         machine.run(f"echo '# mine' >> {steps.CONFIGURATION} && systemctl reload garrison")
-        say("one line")
-    _take(agent, transcript, "/media/garrison.deb", f"upgrade {OLDER} to {goods.version}", goods.version)
+        say("2 of 2 workers run; a line more in its configuration")
+    by_hand, *automated = guide.chosen(_SECTION)
+    back = "dpkg -i garrison_OLD.deb"
+    assert back in guide.GUIDE.read_text(encoding="utf-8")
+    _take(agent, transcript, by_hand, goods.version)
+    for text in automated:
+        with transcript.step(f"{_SECTION}: `{text}`") as say:
+            said = machine.run(f"cd {guide.FOLDER}; {guide.named(text)}", 400)
+            say(f"… {said.strip().splitlines()[-1][:100]}")
     with transcript.step(f"upgrade to {BROKEN}, which dies at its start") as say:
-        done = machine.try_run("GARRISON_TAKEOVER_SECONDS=90 dpkg -i /media/broken.deb", 500)
+        done = machine.try_run(f"{PATIENCE} dpkg -i /media/broken.deb", 500)
         assert done.status != 0, done.output
         agent.wait_running()
         assert agent.version() == goods.version, agent.version()
         steps.alone(agent)
         said = [line for line in done.output.splitlines() if line.startswith("garrison: ")]
         say(f"{goods.version} was put back and runs: {' / '.join(said)[:250]}")
-    _take(agent, transcript, "/media/garrison.deb", f"install {goods.version} again", goods.version)
-    _take(agent, transcript, "/media/older.deb", f"downgrade to {OLDER}", OLDER)
-    steps.removed(agent, transcript, "dpkg -r garrison", "dpkg -P garrison")
+    _take(agent, transcript, back, OLDER)
+    guide.follow(machine, transcript, "When it does not start")
+    remove, purge, _ = guide.chosen("Removing")
+    steps.removed(agent, transcript, guide.named(remove), f"Removing: `{remove}`")
+    steps.purged(agent, transcript, guide.named(purge), f"Removing: `{purge}`")
 
 
-def _take(agent: Agent, transcript: Transcript, package: str, what: str, version: str) -> None:
-    with transcript.step(what) as say:
-        output = agent.machine.run(f"GARRISON_TAKEOVER_SECONDS=120 dpkg -i {package}", 600)
+def _take(agent: Agent, transcript: Transcript, command: str, version: str) -> None:
+    with transcript.step(f"{_SECTION}: `{command}`") as say:
+        output = agent.machine.run(f"cd {guide.FOLDER}; export {PATIENCE}; {guide.named(command)}", 600)
         agent.wait_running()
         assert agent.version() == version, agent.version()
         steps.alone(agent)
