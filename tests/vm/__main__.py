@@ -52,10 +52,17 @@ def _alone(run: Callable[[Machine, Transcript], None]) -> Callable[[Machine, Tra
     return lambda machine, transcript, _: run(machine, transcript)
 
 
+def _cuts(cuts: range) -> Callable[[Machine, Transcript, goods.Goods], None]:
+    return lambda machine, transcript, _: powercut.run(machine, transcript, cuts)
+
+
 SCENARIOS = {
-    "powercut": Scenario("ten power cuts", _alone(powercut.run), installed="garrison", configuration=powercut.WRITING),
     "product": Scenario("the whole product, as docs/install.md says", _alone(product.run), ports=2),
     "upgrade": Scenario("upgrade, put back, downgrade", upgrade.run, installed="older"),
+    "powercut": Scenario(
+        "five power cuts", _cuts(powercut.FIRST), installed="garrison", configuration=powercut.WRITING
+    ),
+    "powercut-2": Scenario("five more", _cuts(powercut.SECOND), installed="garrison", configuration=powercut.WRITING),
     "rpm": Scenario("the RPM, with the rpm tool", _alone(rpm.run)),
     "v1": Scenario("a host with cgroup v1", _alone(legacy.run), LEGACY, installed="garrison", configuration=steps.HOGS),
     "service": Scenario("a host with cgroup v2", _alone(service.run), installed="garrison", configuration=steps.HOGS),
