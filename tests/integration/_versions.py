@@ -179,6 +179,12 @@ class Host:
         assert (done.returncode, done.stdout) == (0, "garrison\n")
 
 
+thorough = pytest.mark.skipif(not os.environ.get("GARRISON_FULL"), reason="takes minutes: GARRISON_FULL=1 runs it")
+deb_only = pytest.mark.parametrize("host", ["deb"], indirect=True)
+deb_first = pytest.mark.parametrize("host", ["deb", pytest.param("rpm", marks=thorough)], indirect=True)
+"""The scripts of both families are put together from the same parts."""
+
+
 @pytest.fixture(params=["deb", "rpm"])
 def host(request: pytest.FixtureRequest, box: SystemdBox, versions: Versions) -> Iterator[Host]:
     if shutil.which("dpkg" if request.param == "deb" else "rpm") is None:

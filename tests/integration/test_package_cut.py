@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration._versions import INSTALL, REMOVE, Host
+from tests.integration._versions import INSTALL, REMOVE, Host, deb_first, deb_only, thorough
 
 pytestmark = pytest.mark.timeout(600)
 
 KEPT = "/opt/.garrison-before"
-deb_only = pytest.mark.parametrize("host", ["deb"], indirect=True)
 
 
 def cut_off(host: Host, name: str) -> None:
@@ -43,6 +42,7 @@ def configure(host: Host, *, fails: bool = False) -> str:
     return done.stdout
 
 
+@thorough
 def test_after_an_upgrade_that_was_cut_off_the_version_that_ran_is_still_the_way_back(host: Host) -> None:
     before = host.status()["agent"]["version"]
     cut_off(host, "good")
@@ -54,6 +54,7 @@ def test_after_an_upgrade_that_was_cut_off_the_version_that_ran_is_still_the_way
     host.check_tree()
 
 
+@deb_first
 def test_an_upgrade_that_was_cut_off_is_finished_by_another_try(host: Host) -> None:
     cut_off(host, "good")
     assert "version 9.0.0 has taken over" in again(host, "good")
@@ -62,7 +63,7 @@ def test_an_upgrade_that_was_cut_off_is_finished_by_another_try(host: Host) -> N
 
 
 @deb_only
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("in_place", [False, pytest.param(True, marks=thorough)])
 def test_a_put_back_that_was_cut_off_goes_on(host: Host, in_place: bool) -> None:
     before = host.status()["agent"]["version"]
     unpack(host, "module-fails")
@@ -80,6 +81,7 @@ def test_a_put_back_that_was_cut_off_goes_on(host: Host, in_place: bool) -> None
 
 
 @deb_only
+@thorough
 def test_a_full_disk_does_not_keep_the_version_before_from_coming_back(host: Host) -> None:
     before = host.status()["agent"]["version"]
     mounted = "mkdir /tmp/opt && cp -a /opt/garrison /tmp/opt && mount -t tmpfs -o size=260M,mode=755 tmpfs /opt"
@@ -99,6 +101,7 @@ def test_a_full_disk_does_not_keep_the_version_before_from_coming_back(host: Hos
         host.box.run("systemctl stop garrison; umount --lazy /opt")
 
 
+@thorough
 def test_what_an_older_life_has_left_is_no_upgrade(host: Host) -> None:
     host.box.run(f"{REMOVE[host.family]}; mkdir -p {KEPT}/opt/bin; echo active > {KEPT}/state")
     told = host.install("first")
@@ -108,6 +111,7 @@ def test_what_an_older_life_has_left_is_no_upgrade(host: Host) -> None:
 
 
 @deb_only
+@thorough
 def test_an_agent_that_is_stopped_while_others_are_unpacked_stays_so(host: Host) -> None:
     unpack(host, "good")
     host.box.run("systemctl stop garrison")
@@ -128,6 +132,7 @@ def test_a_unit_that_is_masked_is_left_alone(host: Host) -> None:
 
 
 @deb_only
+@thorough
 def test_a_unit_that_failed_and_is_disabled_is_not_started(host: Host) -> None:
     host.box.run(
         "echo 'no_such_setting = 1' >> /etc/garrison/garrison.toml; systemctl restart garrison;"
@@ -138,6 +143,7 @@ def test_a_unit_that_failed_and_is_disabled_is_not_started(host: Host) -> None:
     assert host.box.run("systemctl is-active garrison").stdout.strip() == "failed"
 
 
+@thorough
 def test_a_drop_in_with_another_configuration_is_heeded(host: Host) -> None:
     drop_in = "/etc/systemd/system/garrison.service.d"
     done = host.box.run(

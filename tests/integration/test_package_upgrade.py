@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration._versions import REMOVE, Host
+from tests.integration._versions import REMOVE, Host, deb_first, deb_only
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -23,6 +23,7 @@ def test_a_newer_version_takes_over_and_an_older_one_again(host: Host) -> None:
     host.check_tree()
 
 
+@deb_first
 def test_a_version_whose_worker_fails_is_taken_back(host: Host) -> None:
     before = host.status()["agent"]
     told = host.install("module-fails", fails=True)
@@ -41,7 +42,7 @@ def test_a_version_whose_worker_fails_is_taken_back(host: Host) -> None:
     host.check_tree()
 
 
-@pytest.mark.parametrize("host", ["deb"], indirect=True)
+@deb_only
 @pytest.mark.parametrize(
     ("name", "why"),
     [("dies", "has died"), ("unit", "it did not start (Result=exit-code ExecMainStatus=203)")],
@@ -54,7 +55,7 @@ def test_a_version_that_does_not_stay_up_is_taken_back(host: Host, name: str, wh
     host.check_tree()
 
 
-@pytest.mark.parametrize("host", ["deb"], indirect=True)
+@deb_only
 def test_a_version_that_refuses_the_configuration_never_ends_the_running_one(host: Host) -> None:
     before = host.status()["agent"]["pid"]
     told = host.install("refuses", fails=True)
@@ -71,6 +72,7 @@ def test_a_version_that_refuses_the_configuration_never_ends_the_running_one(hos
     assert host.status()["agent"]["pid"] == before
 
 
+@deb_first
 def test_an_agent_that_was_stopped_stays_so(host: Host) -> None:
     host.box.run("systemctl stop garrison")
     assert "the agent was not running, so it was not started" in host.install("good")
@@ -80,6 +82,7 @@ def test_an_agent_that_was_stopped_stays_so(host: Host) -> None:
     assert host.running() == ["files", "process"]
 
 
+@deb_first
 def test_an_upgrade_under_the_killswitch_starts_no_worker(host: Host) -> None:
     host.box.run("garrison kill --reason test")
     assert "has taken over" in host.install("good")
