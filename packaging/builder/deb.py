@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from builder import scripts, staging
-from builder.run import BuildError, run
+from builder.run import run
 
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _CONTROL = """\
 Package: garrison
@@ -42,10 +39,7 @@ def architecture() -> str:
     Raises:
         BuildError: Garrison is not built for it.
     """
-    machine = os.uname().machine
-    if machine not in _ARCHITECTURES:
-        raise BuildError(f"Garrison is built for {' and '.join(_ARCHITECTURES)}, not for {machine}")
-    return _ARCHITECTURES[machine]
+    return staging.ARCHITECTURES[staging.architecture()]
 
 
 def build(

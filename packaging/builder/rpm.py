@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +11,6 @@ from builder.run import BuildError, run
 
 SCRIPTLETS = ("pre", "preun", "postun", "posttrans")
 """All in plain shell. No ``post``: the old version's files go only after it, so what starts the agent is posttrans."""
-
-_ARCHITECTURES = ("x86_64", "aarch64")
-
-
-def architecture() -> str:
-    """Return RPM's name of this machine's architecture.
-
-    Raises:
-        BuildError: Garrison is not built for it.
-    """
-    machine = os.uname().machine
-    if machine not in _ARCHITECTURES:
-        raise BuildError(f"Garrison is built for {' and '.join(_ARCHITECTURES)}, not for {machine}")
-    return machine
 
 
 def build(
@@ -52,7 +37,7 @@ def build(
     Raises:
         BuildError: rpmbuild refused.
     """
-    machine = architecture()
+    machine = staging.architecture()
     top = work / "rpm"
     shutil.rmtree(top, ignore_errors=True)
     top.mkdir(parents=True)

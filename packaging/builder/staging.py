@@ -21,6 +21,22 @@ MANIFEST = "MANIFEST"
 upgrade that was taken back."""
 
 
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""What Garrison is built for: the kernel's and RPM's name of it, and Debian's."""
+
+
+def architecture() -> str:
+    """Return the kernel's name of this machine's architecture.
+
+    Raises:
+        BuildError: Garrison is not built for it.
+    """
+    machine = os.uname().machine
+    if machine not in ARCHITECTURES:
+        raise BuildError(f"Garrison is built for {' and '.join(ARCHITECTURES)}, not for {machine}")
+    return machine
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What both packages say of themselves.

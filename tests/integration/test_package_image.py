@@ -26,6 +26,14 @@ RPM = {
 }
 
 
+def said(built: Built, folder: Path, script: str) -> str:
+    """Run a script as root in a copy of this machine's root, with the packages in /shared; it must end well."""
+    need_copy()
+    done = run_in_copy(folder, built.folder, script)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 @pytest.fixture(params=["deb", "rpm"])
 def family(request: pytest.FixtureRequest) -> dict[str, str]:
     need_copy()
@@ -35,93 +43,84 @@ def family(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 def test_it_installs_and_says_what_it_did_not_do(built: Built, family: dict[str, str], tmp_path: Path) -> None:
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         f"set -e; {family['install']}; garrisond --check; garrison --help > /dev/null;"
         " cd /opt/garrison && sha256sum --check --quiet MANIFEST; grep ^garrison-worker: /etc/passwd;"
         " systemctl is-enabled garrison; echo all done",
     )
-    assert done.returncode == 0, done.stdout
-    assert "systemd does not run here, so the agent was not started" in done.stdout
-    assert "settings are in /etc/garrison/garrison.toml" in done.stdout
-    assert "\nenabled\nall done\n" in done.stdout
+    assert "systemd does not run here, so the agent was not started" in told
+    assert "settings are in /etc/garrison/garrison.toml" in told
+    assert "\nenabled\nall done\n" in told
 
 
 def test_a_helper_of_an_old_release_does_not_leave_it_disabled(built: Built, tmp_path: Path) -> None:
-    need_copy()
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         "set -e; printf '#!/bin/sh\\nexit 1\\n' > /usr/bin/deb-systemd-helper;"
         f" {DEB['install']}; systemctl is-enabled garrison; systemctl disable garrison; {DEB['install']};"
         " systemctl is-enabled garrison || true",
     )
-    assert done.returncode == 0, done.stdout
-    assert "\nenabled\n" in done.stdout
-    assert done.stdout.endswith("disabled\n"), done.stdout
+    assert "\nenabled\n" in told
+    assert told.endswith("disabled\n"), told
 
 
 def test_an_upgrade_keeps_the_configuration_and_what_was_disabled(
     built: Built, family: dict[str, str], tmp_path: Path
 ) -> None:
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         f"set -e; {family['install']}; echo '# mine' >> /etc/garrison/garrison.toml; systemctl disable garrison;"
         " mkdir -p /etc/garrison/store/hids; echo key > /etc/garrison/store/hids/key;"
         f" echo upgrade; {family['install']}; tail -n 1 /etc/garrison/garrison.toml; cat /etc/garrison/store/hids/key;"
         " systemctl is-enabled garrison || true; ls -A /opt | grep garrison",
     )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith("# mine\nkey\ndisabled\ngarrison\n"), done.stdout
-    assert "systemd does not run here: whoever runs an agent restarts it" in done.stdout
+    assert told.endswith("# mine\nkey\ndisabled\ngarrison\n"), told
+    assert "systemd does not run here: whoever runs an agent restarts it" in told
 
 
 def test_removal_leaves_configuration_state_and_events_and_nothing_else(
     built: Built, family: dict[str, str], tmp_path: Path
 ) -> None:
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         f"set -e; {LIST} > /before; {family['install']}; echo '# mine' >> /etc/garrison/garrison.toml;"
         " mkdir -p /var/lib/garrison /var/log/garrison /run/garrison /opt/garrison/left; touch /opt/garrison/left/over;"
         f" {family['remove']}; echo removed; {LIST} | comm -13 /before -;"
         " tail -n 1 /etc/garrison/garrison.toml; ls -A /run/garrison 2> /dev/null || true",
     )
-    assert done.returncode == 0, done.stdout
-    left = done.stdout.partition("removed\n")[2].splitlines()
+    left = told.partition("removed\n")[2].splitlines()
     assert left == [
         *("/etc/garrison", "/etc/garrison/garrison.toml", "/var/lib/garrison", "/var/log/garrison", "# mine")
-    ], done.stdout
+    ], told
 
 
 def test_a_purge_leaves_nothing_at_all(built: Built, tmp_path: Path) -> None:
-    need_copy()
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         f"set -e; {LIST} > /before; {DEB['install']};"
         " mkdir -p /var/lib/garrison /var/log/garrison /run/garrison;"
         f" echo key > /etc/garrison/store/key; dpkg --purge garrison; {LIST} > /after; diff /before /after;"
         " ! grep garrison /etc/passwd /etc/group; ! dpkg-query --status garrison; echo clean",
     )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith("clean\n"), done.stdout
+    assert told.endswith("clean\n"), told
 
 
 def test_a_purge_empties_a_folder_that_is_mounted_and_goes_on(built: Built, tmp_path: Path) -> None:
-    need_copy()
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         f"set -e; {DEB['install']}; mkdir -p /var/log/garrison; mount -t tmpfs tmpfs /var/log/garrison;"
         " touch /var/log/garrison/events.0.ndjson; dpkg --purge garrison; ls -A /var/log/garrison; ! ls /etc/garrison;"
         " ! grep garrison-worker /etc/passwd; ! dpkg-query --status garrison; echo clean",
     )
-    assert done.returncode == 0, done.stdout
-    assert "garrison: /var/log/garrison cannot be removed whole" in done.stdout
-    assert done.stdout.endswith("clean\n"), done.stdout
+    assert "garrison: /var/log/garrison cannot be removed whole" in told
+    assert told.endswith("clean\n"), told
 
 
 def test_a_removal_leaves_nothing_where_the_folder_is_a_link(
@@ -140,25 +139,23 @@ def test_a_removal_leaves_nothing_where_the_folder_is_a_link(
 def test_installing_again_after_a_removal_finds_the_configuration(
     built: Built, family: dict[str, str], tmp_path: Path
 ) -> None:
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         f"set -e; {family['install']}; echo '# mine' >> /etc/garrison/garrison.toml; {family['remove']};"
         f" {family['install']}; tail -n 1 /etc/garrison/garrison.toml; {family['known']} > /dev/null;"
         " systemctl is-enabled garrison",
     )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith("# mine\nenabled\n"), done.stdout
+    assert told.endswith("# mine\nenabled\n"), told
 
 
 def test_a_full_disk_stops_the_upgrade_before_it_begins(built: Built, family: dict[str, str], tmp_path: Path) -> None:
     # /opt on a file system of its own that is full: no room for what is kept, none for what is new.
-    done = run_in_copy(
+    told = said(
+        built,
         tmp_path,
-        built.folder,
         f"set -e; mkdir /small; mount -t tmpfs -o size=260M tmpfs /opt; {family['install']};"
         f" head -c 300M /dev/zero > /opt/filler || true; ! {family['install']}; rm /opt/filler;"
         f" cd /opt/garrison && sha256sum --check --quiet MANIFEST; garrisond --check; {family['install']}; ls -A /opt",
     )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith("garrison\n"), done.stdout
+    assert told.endswith("garrison\n"), told
