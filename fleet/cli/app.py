@@ -425,6 +425,9 @@ def main() -> NoReturn:
         code = exits.OK
     except SystemExit as end:
         code = exits.USAGE if end.code == _CLICK_USAGE else end.code
+    except KeyboardInterrupt:
+        # Before the command itself ran.
+        code = exits.INTERRUPTED
     if sys.stdout is not stdout:
         # What the library does when the reader of its own output (help) goes away, besides ending with 1.
         sys.stdout, code = stdout, exits.OK
