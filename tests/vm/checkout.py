@@ -21,7 +21,7 @@ from tests.vm.machine import Machine
 from tests.vm.transcript import Transcript
 
 CHECKOUT = Path(__file__).parents[2]
-PARTS = ("pyproject.toml", "supervisor", "workers", "ipc", "fleet", "tests", "docs")
+PARTS = ("pyproject.toml", "supervisor", "workers", "ipc", "fleet", "packaging", "systemd", "tests", "docs")
 TESTS = (
     "tests/integration/test_cgroups_caps.py",
     "tests/integration/test_cgroups_entry.py",
