@@ -57,15 +57,15 @@ def _cuts(cuts: range) -> Callable[[Machine, Transcript, goods.Goods], None]:
 
 
 SCENARIOS = {
-    "product": Scenario("the whole product, as docs/install.md says", _alone(product.run), ports=2),
     "upgrade": Scenario("upgrade, put back, downgrade", upgrade.run, installed="older"),
+    "product": Scenario("the whole product, as docs/install.md says", _alone(product.run), ports=2),
     "powercut": Scenario(
         "five power cuts", _cuts(powercut.FIRST), installed="garrison", configuration=powercut.WRITING
     ),
-    "powercut-2": Scenario("five more", _cuts(powercut.SECOND), installed="garrison", configuration=powercut.WRITING),
-    "rpm": Scenario("the RPM, with the rpm tool", _alone(rpm.run)),
     "v1": Scenario("a host with cgroup v1", _alone(legacy.run), LEGACY, installed="garrison", configuration=steps.HOGS),
+    "powercut-2": Scenario("five more", _cuts(powercut.SECOND), installed="garrison", configuration=powercut.WRITING),
     "service": Scenario("a host with cgroup v2", _alone(service.run), installed="garrison", configuration=steps.HOGS),
+    "rpm": Scenario("the RPM, with the rpm tool", _alone(rpm.run)),
     "tests": Scenario("tests of the cgroups on v2", _alone(checkout.run), tests=True),
     "tests-v1": Scenario("tests of the cgroups on v1", _alone(checkout.run), LEGACY, tests=True),
 }
