@@ -25,7 +25,7 @@ test-kafka: $(READY) ## Run the tests that need Apache Kafka: fetch it with Mave
 	@GARRISON_KAFKA=1 $(BIN)/pytest tests/kafka $(ARGS)
 
 .PHONY: vm
-vm: $(READY) ## Boot virtual machines with systemd, install the packages, and show what happens there (root, qemu, debootstrap; 12 minutes)
+vm: $(READY) ## Boot virtual machines with systemd, install the packages, and show what happens there (root, qemu, debootstrap; 11 minutes)
 	@$(BIN)/python -m tests.vm $(ARGS)
 
 .PHONY: demo-full
